@@ -1,0 +1,3 @@
+"""The Rust core. One section per source file under `src/py`."""
+
+__version__: str

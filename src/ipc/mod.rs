@@ -1,0 +1,1 @@
+//! The logic of what processes share: no Python, no `unsafe`.

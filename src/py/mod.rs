@@ -1,0 +1,25 @@
+//! The extension module `billiard._core`.
+//!
+//! One file per Python module that it serves: `synchronize.rs` is under `billiard/synchronize.py`.
+//! Nothing here imports `billiard`, exceptions aside, and nothing holds a lock that `fork` could
+//! copy while it is held.
+
+pub mod block;
+pub mod error;
+
+mod connection;
+mod heap;
+mod process;
+mod synchronize;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    connection::register(module)?;
+    heap::register(module)?;
+    process::register(module)?;
+    synchronize::register(module)?;
+    Ok(())
+}

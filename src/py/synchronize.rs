@@ -1,0 +1,7 @@
+//! Semaphores and what is made of them: under `billiard/synchronize.py`.
+
+use pyo3::prelude::*;
+
+pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+    Ok(())
+}

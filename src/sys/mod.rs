@@ -1,0 +1,5 @@
+//! System calls and raw memory: the one layer that may be `unsafe`, and the one that knows the
+//! operating system. Everything above calls safe functions from here.
+#![allow(unsafe_code)]
+
+pub mod errno;
