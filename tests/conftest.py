@@ -88,9 +88,7 @@ def _leftovers(before: dict[str, Any]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def nothing_left_behind(
-    request: pytest.FixtureRequest, _permanent_helpers: None
-) -> Iterator[None]:
+def nothing_left_behind(request: pytest.FixtureRequest, _permanent_helpers: None) -> Iterator[None]:
     """Fail a test that leaves a child, an fd, a thread or a shared-memory name."""
     before = {
         "children": _children(),
