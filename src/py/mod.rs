@@ -11,6 +11,7 @@ mod connection;
 mod heap;
 mod process;
 mod synchronize;
+mod util;
 
 use pyo3::prelude::*;
 
@@ -21,5 +22,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     heap::register(module)?;
     process::register(module)?;
     synchronize::register(module)?;
+    util::register(module)?;
     Ok(())
 }

@@ -1,0 +1,100 @@
+"""multiprocessing's registries beside ours, in programs that have both.
+
+Libraries register with either package: kombu with `billiard.util`, others with
+`multiprocessing.util`; and either package may be the one that makes a child. billiard 4.3.2 shared
+multiprocessing's registries. Here each has its own, and in every child both are served, once:
+
+```
+ child made by         after the fork                   at its end
+ billiard              ours, then multiprocessing's     our _exit_function, then theirs
+ multiprocessing,fork  theirs; one is our bridge, which theirs; one of its finalizers, set by
+                       runs ours                        the bridge, is our _exit_function
+ either, spawn         nothing is inherited             both through atexit
+```
+
+multiprocessing is never imported from here. Whether the program has it is looked at when billiard
+is imported and before every fork.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+
+class _Bridge:
+    """Lives as long as the program: multiprocessing's registry holds it weakly."""
+
+    #: whether multiprocessing knows of us
+    registered = False
+    #: the last process on the way here that billiard made
+    our_child = -1
+
+
+_bridge = _Bridge()
+
+
+def _loaded() -> Any:
+    """`multiprocessing.util`, if the program has imported it completely."""
+    module = sys.modules.get("multiprocessing.util")
+    return module if hasattr(module, "ForkAwareLocal") else None
+
+
+def install() -> None:
+    """Watch for multiprocessing from now on."""
+    os.register_at_fork(before=_register)
+    _register()
+
+
+def _register() -> None:
+    if not _bridge.registered:
+        theirs = _loaded()
+        if theirs is not None:
+            _bridge.registered = True
+            theirs.register_after_fork(_bridge, _in_their_child)
+            if sys.modules["multiprocessing.process"].parent_process() is not None:
+                # Imported in a child of theirs, which may end without atexit.
+                _end_with_theirs(theirs)
+
+
+def _end_with_theirs(theirs: Any) -> None:
+    from . import util
+
+    theirs.Finalize(None, util._exit_function, exitpriority=0)
+
+
+def _in_their_child(_: _Bridge) -> None:
+    """An after-fork callback of multiprocessing's."""
+    if _bridge.our_child == os.getpid():
+        return
+    from . import process, util
+
+    process._children = set()
+    util._finalizer_registry.clear()
+    util._run_own_after_forkers()
+    _end_with_theirs(_loaded())
+
+
+def after_fork() -> None:
+    """In a child that billiard made: what multiprocessing does in a child of its own."""
+    _bridge.our_child = os.getpid()
+    theirs = _loaded()
+    if theirs is not None:
+        # The inherited children are the parent's: at exit they would be terminated.
+        process: Any = sys.modules["multiprocessing.process"]
+        process._children = set()
+        process._process_counter = itertools.count(1)
+        theirs._finalizer_registry.clear()
+        theirs._run_after_forkers()
+
+
+def at_exit() -> None:
+    """In a child that billiard made: multiprocessing's part of the exit (it does it once)."""
+    theirs = _loaded()
+    if theirs is not None and _bridge.our_child == os.getpid():
+        theirs._exit_function()
