@@ -6,6 +6,7 @@ import contextlib
 import faulthandler
 import gc
 import os
+import shutil
 import tempfile
 import threading
 import time
@@ -18,6 +19,8 @@ import pytest
 import billiard
 
 START_METHODS = ("fork", "spawn", "forkserver")
+#: A temporary directory of this run's own, inherited by every child: what is left in it is ours.
+tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="billiard-tests-")
 #: seconds that leftovers get to disappear by themselves (threads that are ending, zombies)
 SETTLE = 5.0
 
@@ -41,6 +44,7 @@ def _permanent_helpers() -> Iterator[None]:
         process.start()
         process.join()
     yield
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 def _children() -> dict[int, str]:

@@ -12,8 +12,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-import billiard
 import pytest
+
+import billiard
 from billiard import util
 
 ROOT = Path(billiard.__file__).parents[1]
