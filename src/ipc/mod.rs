@@ -1,1 +1,3 @@
 //! The logic of what processes share: no Python, no `unsafe`.
+
+pub mod frame;

@@ -34,9 +34,9 @@ impl Deadline {
                 Err(PyOverflowError::new_err("timeout value is too large"))
             }
             Some(seconds) if seconds > LONGEST => Ok(Self::Never),
-            Some(seconds) => {
-                Ok(Self::At(Instant::now() + Duration::from_secs_f64(seconds.max(0.0))))
-            }
+            Some(seconds) => Ok(Self::At(
+                Instant::now() + Duration::from_secs_f64(seconds.max(0.0)),
+            )),
         }
     }
 

@@ -5,6 +5,7 @@
 //! copy while it is held.
 
 pub mod block;
+pub mod buffer;
 pub mod error;
 
 mod connection;

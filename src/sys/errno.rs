@@ -14,7 +14,9 @@ pub fn strerror(errno: Errno) -> String {
         return format!("Unknown error {}", errno as i32);
     }
     // SAFETY: strerror_r succeeded, so the buffer holds a string with its terminator.
-    unsafe { CStr::from_ptr(text.as_ptr()) }.to_string_lossy().into_owned()
+    unsafe { CStr::from_ptr(text.as_ptr()) }
+        .to_string_lossy()
+        .into_owned()
 }
 
 #[cfg(test)]

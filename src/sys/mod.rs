@@ -3,4 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod errno;
+pub mod fdpass;
+pub mod io;
+pub mod poll;
 pub mod prctl;

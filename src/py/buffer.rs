@@ -1,0 +1,147 @@
+//! Python memory as the system calls want it: buffers to send from and to receive into, and
+//! `bytes` objects that are filled in place.
+#![allow(unsafe_code)]
+
+use std::ptr::NonNull;
+
+use pyo3::buffer::PyUntypedBuffer;
+use pyo3::exceptions::{PyBufferError, PyTypeError};
+use pyo3::ffi;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use crate::sys::io::{Source, Target};
+
+/// A bytes-like object that is being sent from. Keeps the object alive and its memory in place,
+/// also while the GIL is released. Process-local.
+pub enum Outgoing {
+    Bytes(Py<PyBytes>),
+    Other(PyUntypedBuffer),
+}
+
+impl Outgoing {
+    /// `TypeError` if the object has no buffer, `BufferError` if it is not contiguous.
+    pub fn get(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(bytes) = object.cast_exact::<PyBytes>() {
+            return Ok(Self::Bytes(bytes.clone().unbind()));
+        }
+        contiguous(object).map(Self::Other)
+    }
+
+    pub fn source(&self, py: Python<'_>) -> Source<'_> {
+        match self {
+            Self::Bytes(bytes) => Source::from(bytes.as_bytes(py)),
+            // SAFETY: a contiguous exported buffer stays where it is until it is released, which
+            // dropping `self` does.
+            Self::Other(buffer) => unsafe {
+                Source::from_raw(buffer.buf_ptr().cast(), buffer.len_bytes())
+            },
+        }
+    }
+}
+
+/// A writable bytes-like object that is being received into. Process-local.
+pub struct Incoming(PyUntypedBuffer);
+
+impl Incoming {
+    /// `TypeError` if the object has no buffer or a read-only one, `BufferError` if it is not
+    /// contiguous.
+    pub fn get(object: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let buffer = contiguous(object)?;
+        if buffer.readonly() {
+            return Err(PyTypeError::new_err(
+                "a writable bytes-like object is required",
+            ));
+        }
+        Ok(Self(buffer))
+    }
+
+    pub fn len(&self) -> usize {
+        self.0.len_bytes()
+    }
+
+    pub fn address(&self) -> usize {
+        self.0.buf_ptr() as usize
+    }
+
+    /// The whole buffer, to look at what has been received so far.
+    pub fn source(&self) -> Source<'_> {
+        // SAFETY: as in `Outgoing::source`.
+        unsafe { Source::from_raw(self.0.buf_ptr().cast(), self.0.len_bytes()) }
+    }
+
+    /// The whole buffer, to receive into.
+    pub fn target(&mut self) -> Target<'_> {
+        // SAFETY: as in `Outgoing::source`, and it is writable: `get` has checked.
+        unsafe { Target::from_raw(self.0.buf_ptr().cast(), self.0.len_bytes()) }
+    }
+}
+
+fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
+    let buffer = PyUntypedBuffer::get(object)?;
+    if buffer.is_c_contiguous() {
+        Ok(buffer)
+    } else {
+        Err(PyBufferError::new_err(
+            "memoryview: underlying buffer is not C-contiguous",
+        ))
+    }
+}
+
+/// A `bytes` object that nobody has seen yet and whose memory is still being filled.
+/// Process-local; a forked child that goes on filling its copy touches its own memory.
+pub struct BytesInMaking {
+    bytes: Py<PyBytes>,
+    room: usize,
+}
+
+impl BytesInMaking {
+    /// Uninitialised room for `room` bytes; `MemoryError` if there is none.
+    pub fn new(py: Python<'_>, room: usize) -> PyResult<Self> {
+        let size = ffi::Py_ssize_t::try_from(room)?;
+        // SAFETY: a null pointer asks for uninitialised bytes; the result is a new reference to a
+        // `bytes` object, or null with an exception set.
+        let bytes = unsafe {
+            let raw = ffi::PyBytes_FromStringAndSize(std::ptr::null(), size);
+            Bound::from_owned_ptr_or_err(py, raw)?.cast_into_unchecked::<PyBytes>()
+        };
+        Ok(Self {
+            bytes: bytes.unbind(),
+            room,
+        })
+    }
+
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
+    /// Changes the room and keeps the first `filled` bytes.
+    pub fn resize(&mut self, py: Python<'_>, room: usize, filled: usize) -> PyResult<()> {
+        let mut other = Self::new(py, room)?;
+        // SAFETY: the object has memory for `room` bytes, of which `filled` have been written.
+        let old = unsafe { Source::from_raw(self.memory().as_ptr(), filled.min(self.room)) };
+        other.target(0).copy_from(old);
+        *self = other;
+        Ok(())
+    }
+
+    /// The memory from `filled` on.
+    pub fn target(&mut self, filled: usize) -> Target<'_> {
+        // SAFETY: the object has memory for `room` bytes, is alive while borrowed, and nobody but
+        // `self` has a reference to it.
+        let mut target = unsafe { Target::from_raw(self.memory().as_ptr(), self.room) };
+        target.skip(filled);
+        target
+    }
+
+    /// The finished object. All of its room must have been filled.
+    pub fn finish(self) -> Py<PyBytes> {
+        self.bytes
+    }
+
+    fn memory(&mut self) -> NonNull<u8> {
+        // SAFETY: the pointer is to a `bytes` object, for which this cannot fail.
+        let start = unsafe { ffi::PyBytes_AsString(self.bytes.as_ptr()) };
+        NonNull::new(start.cast()).expect("a bytes object has memory")
+    }
+}
