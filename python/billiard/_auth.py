@@ -16,12 +16,22 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING, Protocol
 
 from .exceptions import AuthenticationError
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Protocol
+
     from .connection import Connection
+
+    class Messages(Protocol):
+        """What a handshake needs of a connection."""
+
+        def send_bytes(self, buf: bytes, /) -> None: ...
+
+        def recv_bytes(self, maxlength: int | None = None, /) -> bytes: ...
+
 
 CHALLENGE = b"#CHALLENGE#"
 WELCOME = b"#WELCOME#"
@@ -32,14 +42,6 @@ LONGEST_MESSAGE = 256
 OLD_CHALLENGE_LENGTH = 20
 OLD_ANSWER_LENGTH = 16
 DIGESTS = frozenset({"md5", "sha256", "sha384", "sha3_256", "sha3_384"})
-
-
-class Messages(Protocol):
-    """What a handshake needs of a connection."""
-
-    def send_bytes(self, buf: bytes, /) -> None: ...
-
-    def recv_bytes(self, maxlength: int | None = None, /) -> bytes: ...
 
 
 class HandshakeConnection:

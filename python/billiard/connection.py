@@ -8,25 +8,33 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterable
 from io import BytesIO
 from operator import index
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from . import _auth, _core, reduction, util
 from ._auth import CHALLENGE as CHALLENGE
 from ._auth import FAILURE as FAILURE
 from ._auth import WELCOME as WELCOME
-from .compat import send_offset, setblocking
+from .compat import send_offset as send_offset
+from .compat import setblocking
 from .exceptions import AuthenticationError as AuthenticationError
 from .exceptions import BufferTooShort
 from .reduction import ForkingPickler
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable, Iterable
+    from typing import Any, NoReturn, Protocol
 
     from typing_extensions import Buffer
+
+    Address = str | bytes | tuple[str, int]
+
+    class HasFileno(Protocol):
+        def fileno(self) -> int: ...
+
 
 __all__ = ["Client", "Listener", "Pipe", "wait"]
 
@@ -41,12 +49,6 @@ ALLOW_MD5 = True
 
 default_family = "AF_UNIX"
 families = ["AF_INET", "AF_UNIX"]
-
-Address = str | bytes | tuple[str, int]
-
-
-class HasFileno(Protocol):
-    def fileno(self) -> int: ...
 
 
 def _init_timeout(timeout: float = CONNECTION_TIMEOUT) -> float:
@@ -278,7 +280,7 @@ class _ConnectionBase:
         Returns the number of bytes written; `BlockingIOError` if there was no room at all. A
         blocking connection takes them all. From billiard: Celery writes its tasks with it.
         """
-        return send_offset(self.fileno(), buf, offset)
+        return _core.send_offset(self.fileno(), buf, offset)
 
     def setblocking(self, blocking: bool) -> None:
         """Make the descriptor blocking or not, in every process that shares it. From billiard."""
