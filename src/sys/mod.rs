@@ -5,5 +5,8 @@
 pub mod errno;
 pub mod fdpass;
 pub mod io;
+pub mod parking;
 pub mod poll;
 pub mod prctl;
+pub mod reactor;
+pub mod segment;

@@ -1,0 +1,204 @@
+//! Anonymous shared memory that a pool and its workers map: one memfd, a head that stays mapped
+//! and extents behind it that come and go.
+//!
+//! *Process-shared* memory behind a *process-local* mapping. After `fork` both processes have the
+//! same mapping; a spawned process makes its own from the descriptor ([`Segment::open`]).
+
+use std::ffi::CStr;
+use std::num::NonZeroUsize;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, AtomicU64};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::unistd::ftruncate;
+
+pub const PAGE: usize = 4096;
+
+/// A mapped range of a memfd; unmapped when dropped.
+#[derive(Debug)]
+pub struct Map {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: a Map is an address range that lives until it is dropped; what is in it is only reached
+// through atomics and copies, whose order the protocols of `ipc` define.
+unsafe impl Send for Map {}
+// SAFETY: as above.
+unsafe impl Sync for Map {}
+
+impl Map {
+    fn new(fd: BorrowedFd<'_>, offset: usize, len: usize, flags: MapFlags) -> nix::Result<Self> {
+        let size = NonZeroUsize::new(len).ok_or(Errno::EINVAL)?;
+        // SAFETY: a fresh mapping at an address that the kernel chooses disturbs no other memory.
+        let base = unsafe {
+            mmap(
+                None,
+                size,
+                ProtFlags::PROT_READ | ProtFlags::PROT_WRITE,
+                flags,
+                fd,
+                offset as libc::off_t,
+            )?
+        };
+        Ok(Self {
+            base: base.cast(),
+            len,
+        })
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn address(&self) -> usize {
+        self.base.as_ptr() as usize
+    }
+
+    /// The 64-bit word at `offset` bytes, which must be aligned.
+    pub fn u64(&self, offset: usize) -> &AtomicU64 {
+        assert!(offset % 8 == 0 && offset + 8 <= self.len);
+        // SAFETY: in range and aligned (asserted; mappings are page-aligned), and every bit
+        // pattern is a valid AtomicU64.
+        unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU64>() }
+    }
+
+    /// The 32-bit word at `offset` bytes, which must be aligned.
+    pub fn u32(&self, offset: usize) -> &AtomicU32 {
+        assert!(offset % 4 == 0 && offset + 4 <= self.len);
+        // SAFETY: as in `u64`.
+        unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() }
+    }
+
+    /// Copies `bytes` to `offset`.
+    pub fn write(&self, offset: usize, bytes: &[u8]) {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset);
+        // SAFETY: the target range is inside the mapping (asserted) and `bytes` is not part of it:
+        // nothing hands out a mutable slice of a mapping.
+        unsafe {
+            std::ptr::copy_nonoverlapping(
+                bytes.as_ptr(),
+                self.base.as_ptr().add(offset),
+                bytes.len(),
+            );
+        }
+    }
+
+    /// The bytes of a range that the caller owns by the protocol (a claimed slot, a committed
+    /// record, a lent extent).
+    ///
+    /// A peer that breaks the protocol may change them meanwhile; every decoder therefore treats
+    /// them as untrusted, and reads no length twice.
+    pub fn bytes(&self, offset: usize, len: usize) -> &[u8] {
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: inside the mapping (asserted), which outlives the borrow; u8 has no invalid
+        // values.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), len) }
+    }
+}
+
+impl Drop for Map {
+    fn drop(&mut self) {
+        // SAFETY: the range was mapped by `new` and no borrow of it outlives self.
+        let _ = unsafe { munmap(self.base.cast(), self.len) };
+    }
+}
+
+/// A memfd with its head mapped.
+#[derive(Debug)]
+pub struct Segment {
+    fd: OwnedFd,
+    head: Map,
+}
+
+impl Segment {
+    /// A fresh segment, all zero, whose first `head` bytes are mapped.
+    pub fn create(name: &CStr, head: usize) -> nix::Result<Self> {
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
+        ftruncate(&fd, head as libc::off_t)?;
+        Self::open(fd, head)
+    }
+
+    /// The segment behind a descriptor that another process made.
+    pub fn open(fd: OwnedFd, head: usize) -> nix::Result<Self> {
+        let map = Map::new(fd.as_fd(), 0, head, MapFlags::MAP_SHARED)?;
+        Ok(Self { fd, head: map })
+    }
+
+    pub fn head(&self) -> &Map {
+        &self.head
+    }
+
+    pub fn raw_fd(&self) -> i32 {
+        self.fd.as_raw_fd()
+    }
+
+    /// Makes the file at least `end` bytes long and gives `[offset, end)` real pages, so that a
+    /// full disk or memory limit is an error here and not a SIGBUS at the first write.
+    pub fn reserve(&self, offset: usize, end: usize) -> nix::Result<()> {
+        loop {
+            let len = (end - offset) as libc::off_t;
+            match fallocate(
+                &self.fd,
+                FallocateFlags::empty(),
+                offset as libc::off_t,
+                len,
+            ) {
+                Err(Errno::EINTR) => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Gives the pages of a range back to the system.
+    pub fn punch(&self, offset: usize, len: usize) {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let _ = fallocate(&self.fd, flags, offset as libc::off_t, len as libc::off_t);
+    }
+
+    /// Maps an extent: writes are seen by every process.
+    pub fn map_shared(&self, offset: usize, len: usize) -> nix::Result<Map> {
+        Map::new(self.fd.as_fd(), offset, len, MapFlags::MAP_SHARED)
+    }
+
+    /// Maps an extent: writes stay in this process (copy on write).
+    pub fn map_private(&self, offset: usize, len: usize) -> nix::Result<Map> {
+        Map::new(self.fd.as_fd(), offset, len, MapFlags::MAP_PRIVATE)
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::sync::atomic::Ordering;
+
+    use super::*;
+
+    #[test]
+    fn two_mappings_see_the_same_bytes_and_a_private_one_keeps_its_own() {
+        let segment = Segment::create(c"test", PAGE).unwrap();
+        segment.head().u64(8).store(7, Ordering::Relaxed);
+        let again = segment.map_shared(0, PAGE).unwrap();
+        assert_eq!(again.u64(8).load(Ordering::Relaxed), 7);
+        let private = segment.map_private(0, PAGE).unwrap();
+        private.write(8, &[9]);
+        assert_eq!(again.bytes(8, 1), &[7]);
+    }
+
+    #[test]
+    fn reserving_grows_the_file() {
+        let segment = Segment::create(c"test", PAGE).unwrap();
+        segment.reserve(4 * PAGE, 8 * PAGE).unwrap();
+        let map = segment.map_shared(4 * PAGE, 4 * PAGE).unwrap();
+        map.write(4 * PAGE - 1, &[1]);
+        segment.punch(4 * PAGE, 4 * PAGE);
+        assert_eq!(map.bytes(4 * PAGE - 1, 1), &[0]);
+    }
+}
