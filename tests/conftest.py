@@ -19,10 +19,17 @@ import pytest
 import billiard
 
 START_METHODS = ("fork", "spawn", "forkserver")
-#: A temporary directory of this run's own, inherited by every child: what is left in it is ours.
-tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="billiard-tests-")
 #: seconds that leftovers get to disappear by themselves (threads that are ending, zombies)
 SETTLE = 5.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A temporary directory of this run's own, for every child too: what is left in it is ours."""
+    tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="billiard-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 @pytest.fixture(params=START_METHODS)
@@ -31,20 +38,15 @@ def ctx(request: pytest.FixtureRequest) -> Any:
     return billiard.get_context(request.param)
 
 
-def _nothing() -> None:
-    pass
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _permanent_helpers() -> Iterator[None]:
     """Start what lives as long as the program (the fork server) before anything is counted."""
     faulthandler.enable()
     for method in START_METHODS:
-        process = billiard.get_context(method).Process(target=_nothing)
+        process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()
         process.join()
     yield
-    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
 
 
 def _children() -> dict[int, str]:
@@ -71,8 +73,11 @@ def _descriptors() -> dict[int, str]:
 
 
 def _names() -> set[str]:
-    """What has a name in shared memory, and what of ours has one in the temporary directory."""
-    shm = {f"/dev/shm/{n}" for n in os.listdir("/dev/shm")}
+    """What has a name in shared memory, and what of ours has one in the temporary directory.
+
+    Semaphores with a name are multiprocessing's, in some other program: ours have none.
+    """
+    shm = {f"/dev/shm/{n}" for n in os.listdir("/dev/shm") if not n.startswith("sem.mp-")}
     tmp = tempfile.gettempdir()
     mine = {
         f"{tmp}/{n}" for n in os.listdir(tmp) if n.startswith(("pymp-", "billiard-", "listener-"))
