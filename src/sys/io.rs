@@ -62,10 +62,11 @@ impl<'a> Source<'a> {
     pub fn skip(self, n: usize) -> Self {
         let n = n.min(self.len);
         // SAFETY: `n` is within the memory, or one past its end.
+        let ptr = unsafe { self.ptr.add(n) };
         Self {
-            ptr: unsafe { self.ptr.add(n) },
+            ptr,
             len: self.len - n,
-            memory: PhantomData,
+            ..self
         }
     }
 
