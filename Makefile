@@ -63,8 +63,8 @@ loom: ## Model-check the lock-free parts
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --no-default-features --lib loom
 
 .PHONY: bench
-bench: $(VENV)/.bench .venv-ref/.bench ## Side by side with billiard 4.3.2 (BENCH_ARGS="--help" tells more)
-	$(BIN)/python benches/compare.py --reference .venv-ref/bin/python $(BENCH_ARGS)
+bench: $(VENV)/.bench ## Side by side with billiard 4.3.2 (BENCH_ARGS="--help" tells more)
+	$(BIN)/python benches/compare.py $(BENCH_ARGS)
 
 .PHONY: lint
 lint: $(VENV)/.lint ## ruff, mypy, stubtest, cargo fmt and clippy, warnings denied
@@ -122,9 +122,4 @@ $(VENV)/.demo $(VENV)/.test $(VENV)/.lint $(VENV)/.bench: $(VENV)/.%: $(VENV)/.w
 	$(PIP) install "$$(echo dist/*.whl)[$*]"
 	@cd / && "$(abspath $(BIN))/python" -c 'import sys, billiard._core as c; sys.exit(not c.__file__.startswith(sys.prefix))' \
 		|| { echo "billiard is not imported from $(VENV)"; exit 1; }
-	@touch $@
-
-.venv-ref/.bench:
-	@$(MAKE) --no-print-directory .venv-ref/.made VENV=.venv-ref
-	.venv-ref/bin/python -m pip --disable-pip-version-check --quiet install "billiard==4.3.2" numpy
 	@touch $@
