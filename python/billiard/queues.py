@@ -286,16 +286,19 @@ class Queue:
         debug("starting thread to feed data to pipe")
         try:
             while True:
+                # The condition is for waiting alone: taking it for every message would have this
+                # thread and those that put hand the interpreter to and fro.
                 with notempty:
                     while not buffer:
                         notempty.wait()
+                while buffer:
                     message = buffer.popleft()
-                if message is _sentinel:
-                    debug("feeder thread got sentinel -- exiting")
-                    close()
-                    return
-                with writelock:
-                    send_bytes(message)
+                    if message is _sentinel:
+                        debug("feeder thread got sentinel -- exiting")
+                        close()
+                        return
+                    with writelock:
+                        send_bytes(message)
         except Exception as exc:
             # EPIPE: this process has closed its own reader, and there is no other.
             if get_errno(exc) == errno.EPIPE or is_exiting():
