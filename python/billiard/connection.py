@@ -6,6 +6,7 @@ billiard's. Framing, waiting and signals are the Rust core's business.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from io import BytesIO
@@ -433,7 +434,7 @@ class SocketListener:
         self._last_accepted: Any = None
         self._unlink: Callable[[], object] | None = None
         if family == "AF_UNIX" and not _is_abstract(address):
-            self._unlink = util.Finalize(self, os.unlink, args=(address,), exitpriority=0)
+            self._unlink = util.Finalize(self, _remove_file, args=(address,), exitpriority=0)
 
     def accept(self) -> Connection:
         """Wait for a connection; no authentication."""
@@ -449,6 +450,12 @@ class SocketListener:
             unlink, self._unlink = self._unlink, None
             if unlink is not None:
                 unlink()
+
+
+def _remove_file(path: str) -> None:
+    # somebody may have been faster, or have removed the directory
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
 
 
 def SocketClient(address: Address) -> Connection:

@@ -8,7 +8,7 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyMemoryView};
 
 use crate::sys::io::{Source, Target};
 
@@ -78,7 +78,13 @@ impl Incoming {
 }
 
 fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
-    let buffer = PyUntypedBuffer::get(object)?;
+    let buffer = match PyUntypedBuffer::get(object) {
+        // ctypes leaves out the strides, which PyO3 wants and memoryview fills in.
+        Err(error) if error.is_instance_of::<PyBufferError>(object.py()) => {
+            PyUntypedBuffer::get(PyMemoryView::from(object)?.as_any())?
+        }
+        other => other?,
+    };
     if buffer.is_c_contiguous() {
         Ok(buffer)
     } else {
