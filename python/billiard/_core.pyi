@@ -46,6 +46,66 @@ def poll_readable(fd: int, timeout: float | None, /) -> bool:
 def wait_readable(fds: list[int], timeout: float | None, /) -> list[int]:
     """Those of `fds` that have something to read within `timeout` seconds."""
 
+# ---- src/py/forkserver.rs ----
+
+MAX_REQUEST_FDS: int
+"""The most descriptors that a request to the fork server can carry."""
+
+@final
+class ForkRequest:
+    """A child that a fork server was asked for. Process-local."""
+
+    def __new__(cls, template: int, fds: list[int]) -> ForkRequest:
+        """Asks the server behind the socket `template` for a child that gets `fds`."""
+
+    def child(self) -> Child:
+        """The child, as soon as it runs."""
+
+    def detach(self) -> int:
+        """The descriptor that the replies come over."""
+
+def request_sockets() -> tuple[int, int]:
+    """A new server's request socket: the clients' end, the template's."""
+
+def serve_forks(requests: int) -> list[int] | None:
+    """Serves forks until all clients have gone: None then, in each child its descriptors."""
+
+# ---- src/py/process.rs ----
+
+@final
+class Child:
+    """A process that this one started. Process-local."""
+
+    @property
+    def pid(self) -> int: ...
+    @property
+    def sentinel(self) -> int | None:
+        """The descriptor that becomes readable when the process ends; None once closed."""
+
+    def poll(self) -> int | None:
+        """The exit code if the process has ended, else None."""
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Waits for the end, at most `timeout` seconds; returns what `poll` does."""
+
+    def send_signal(self, signal: int) -> None:
+        """Sends `signal`; nothing happens if the process has ended."""
+
+    def close(self) -> None:
+        """Closes the sentinel."""
+
+def fork() -> Child | None:
+    """Forks through the interpreter's hooks: a `Child` in the parent, None in the child."""
+
+def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
+    """Starts a program with exactly the descriptors `fds`, beside 0, 1 and 2."""
+
+def memory_file(data: bytes) -> int:
+    """A descriptor to read `data` from."""
+
+def watch_process(pid: int) -> int:
+    """A descriptor that becomes readable when process `pid`, no child of this one, ends."""
+
 # ---- src/py/util.rs ----
 
 def get_pdeathsig() -> int:

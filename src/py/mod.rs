@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod error;
 
 mod connection;
+mod forkserver;
 mod heap;
 mod process;
 mod synchronize;
@@ -20,6 +21,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     connection::register(module)?;
+    forkserver::register(module)?;
     heap::register(module)?;
     process::register(module)?;
     synchronize::register(module)?;

@@ -1,7 +1,281 @@
 //! Starting, waiting for and signalling processes: under `billiard/process.py` and `popen_*.py`.
 
+use std::ffi::CString;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use pyo3::exceptions::PyValueError;
+use pyo3::ffi;
 use pyo3::prelude::*;
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
+use super::block::{Deadline, block_on};
+use super::error::{os_error, os_error_with_filename};
+use crate::sys::io::into_raw;
+use crate::sys::poll::poll_one;
+use crate::sys::process::{self, ForkPlan, Sentinel, Started};
+use crate::sys::spawn::{Program, memory_file as new_memory_file, spawn as spawn_program};
+use crate::sys::template;
+
+/// No process ends with this.
+const RUNNING: i32 = i32::MIN;
+
+/// The exit code of a child of the fork server that outlived the server (origin: billiard).
+const UNREPORTED: i32 = 255;
+
+/// What is held of a process while its sentinel is open.
+struct Handle {
+    sentinel: Sentinel,
+    /// Of a child of the fork server: where its exit code will be reported. Others are reaped.
+    reply: Option<OwnedFd>,
+}
+
+impl Handle {
+    /// Whether the sentinel is a pipe, which somebody else may hold open or close early.
+    fn is_pipe_of_child(&self) -> bool {
+        matches!((&self.sentinel, &self.reply), (Sentinel::Pipe(_), None))
+    }
+}
+
+/// A process that this one started, or had started by the fork server. Process-local: a forked
+/// child that inherits it can neither reap nor wait for the process, but may signal it.
+///
+/// The exit code is taken once, with the GIL held; every thread that asks later gets the same
+/// answer. If other code reaps the process first, its exit code stays unknown.
+#[pyclass(frozen, module = "billiard._core")]
+pub(super) struct Child {
+    pid: libc::pid_t,
+    /// `RUNNING` until the process has been reaped.
+    exit_code: AtomicI32,
+    /// `None` once closed. Locked only with the GIL held and never across a call that could give
+    /// it back, so that no fork finds it locked. Shared, because a thread may wait on it while
+    /// another closes it.
+    handle: Mutex<Option<Arc<Handle>>>,
+}
+
+impl Child {
+    pub(super) fn new(started: Started, reply: Option<OwnedFd>) -> Self {
+        let sentinel = started.sentinel;
+        Self {
+            pid: started.pid,
+            exit_code: AtomicI32::new(RUNNING),
+            handle: Mutex::new(Some(Arc::new(Handle { sentinel, reply }))),
+        }
+    }
+
+    fn known_exit_code(&self) -> Option<i32> {
+        match self.exit_code.load(Ordering::Relaxed) {
+            RUNNING => None,
+            code => Some(code),
+        }
+    }
+
+    fn handle(&self) -> Option<Arc<Handle>> {
+        self.handle.lock().clone()
+    }
+
+    /// Takes the exit code if the process has ended.
+    fn reap(&self, py: Python<'_>, handle: Option<&Handle>) -> PyResult<Option<i32>> {
+        if self.known_exit_code().is_some() {
+            return Ok(self.known_exit_code());
+        }
+        let code = match handle {
+            Some(Handle {
+                sentinel,
+                reply: Some(reply),
+            }) => self.reported_exit_code(py, sentinel, reply)?,
+            _ => match process::reap(self.pid, handle.map(|handle| &handle.sentinel)) {
+                Err(Errno::ECHILD) => None,
+                other => other.map_err(os_error)?,
+            },
+        };
+        if let Some(code) = code {
+            self.exit_code.store(code, Ordering::Relaxed);
+        }
+        Ok(self.known_exit_code())
+    }
+
+    /// What the fork server says. It is told of the death by the kernel as we are, so its report
+    /// is at most a moment away.
+    fn reported_exit_code(
+        &self,
+        py: Python<'_>,
+        sentinel: &Sentinel,
+        reply: &OwnedFd,
+    ) -> PyResult<Option<i32>> {
+        if !sentinel.wait(Some(Duration::ZERO)).map_err(os_error)? {
+            return Ok(None);
+        }
+        let reply = reply.as_raw_fd();
+        block_on(py, Deadline::Never, |left| poll_one(reply, left))?;
+        // Another thread may have been faster; it has left the code where ours belongs.
+        if self.known_exit_code().is_some() {
+            return Ok(None);
+        }
+        match template::reported_exit_code(reply) {
+            Err(Errno::ECONNRESET) => Ok(Some(UNREPORTED)),
+            other => other.map_err(os_error),
+        }
+    }
+
+    /// Waits for a child of this process without its sentinel.
+    fn block_until_dead(&self, py: Python<'_>) -> PyResult<()> {
+        let pid = self.pid;
+        block_on(py, Deadline::Never, |_| {
+            match process::block_until_dead(pid) {
+                Err(Errno::ECHILD) => Ok(()),
+                other => other,
+            }
+        })
+    }
+}
+
+#[pymethods]
+impl Child {
+    #[getter]
+    fn pid(&self) -> i32 {
+        self.pid
+    }
+
+    /// The descriptor that becomes readable when the process ends; None once closed.
+    #[getter]
+    fn sentinel(&self) -> Option<RawFd> {
+        self.handle
+            .lock()
+            .as_ref()
+            .map(|handle| handle.sentinel.fd())
+    }
+
+    /// The exit code if the process has ended, else None.
+    fn poll(&self, py: Python<'_>) -> PyResult<Option<i32>> {
+        self.reap(py, self.handle().as_deref())
+    }
+
+    /// Waits until the process has ended, at most `timeout` seconds; returns what `poll` does.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Option<i32>> {
+        let deadline = Deadline::after(timeout)?;
+        let handle = self.handle();
+        let code = self.reap(py, handle.as_deref())?;
+        if code.is_some() || deadline.passed() {
+            return Ok(code);
+        }
+        match handle.as_deref() {
+            None if timeout.is_some() => {
+                let text = "cannot wait with a timeout: the sentinel is closed";
+                return Err(PyValueError::new_err(text));
+            }
+            None => self.block_until_dead(py)?,
+            // A grandchild may hold the pipe open: only a timeout has to rely on it.
+            Some(handle) if handle.is_pipe_of_child() && timeout.is_none() => {
+                self.block_until_dead(py)?;
+            }
+            Some(handle) => {
+                let ended = block_on(py, deadline, |left| handle.sentinel.wait(left))?;
+                if ended && handle.is_pipe_of_child() {
+                    // It is closed a moment before the process can be reaped.
+                    self.block_until_dead(py)?;
+                }
+            }
+        }
+        self.reap(py, handle.as_deref())
+    }
+
+    /// Sends `signal`; nothing happens if the process has ended.
+    fn send_signal(&self, signal: i32) -> PyResult<()> {
+        if self.known_exit_code().is_some() {
+            return Ok(());
+        }
+        let handle = self.handle();
+        let sentinel = handle.as_deref().map(|handle| &handle.sentinel);
+        match process::send_signal(self.pid, sentinel, signal) {
+            Err(errno) if errno != Errno::ESRCH => Err(os_error(errno)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Closes the sentinel. The exit code, if it is known, stays known.
+    fn close(&self) {
+        let handle = self.handle.lock().take();
+        drop(handle);
+    }
+}
+
+/// Forks through the interpreter's hooks; the child's number, or 0 in the child.
+#[allow(unsafe_code)]
+pub(super) fn fork_with_hooks(_py: Python<'_>) -> nix::Result<libc::pid_t> {
+    // SAFETY: the GIL is held, and each of the three hooks is called where the C API wants it:
+    // before the fork, then one of the others on each side, whether it failed or not.
+    unsafe {
+        ffi::PyOS_BeforeFork();
+        let pid = process::fork();
+        match pid {
+            Ok(0) => ffi::PyOS_AfterFork_Child(),
+            _ => ffi::PyOS_AfterFork_Parent(),
+        }
+        pid
+    }
+}
+
+/// Forks: returns a `Child` in the parent, None in the child.
+///
+/// As `os.fork`, but it does not warn of threads, and audits nothing (its caller does).
+#[pyfunction]
+fn fork(py: Python<'_>) -> PyResult<Option<Child>> {
+    let plan = ForkPlan::new().map_err(os_error)?;
+    match fork_with_hooks(py).map_err(os_error)? {
+        0 => {
+            plan.in_child();
+            Ok(None)
+        }
+        pid => {
+            let started = plan.in_parent(pid).map_err(os_error)?;
+            Ok(Some(Child::new(started, None)))
+        }
+    }
+}
+
+/// Starts the program `path` with the arguments `args` (the first is its name) and the descriptors
+/// `fds` beside 0, 1 and 2. OSError if it cannot be started.
+#[pyfunction]
+fn spawn(py: Python<'_>, path: Vec<u8>, args: Vec<Vec<u8>>, fds: Vec<RawFd>) -> PyResult<Child> {
+    let text = |bytes| CString::new(bytes).map_err(|_| PyValueError::new_err("embedded null byte"));
+    if args.is_empty() {
+        return Err(PyValueError::new_err(
+            "a program needs at least its name as an argument",
+        ));
+    }
+    let path = text(path)?;
+    let name = path.to_string_lossy().into_owned();
+    let argv = args.into_iter().map(text).collect::<PyResult<_>>()?;
+    let program = Program { path, argv, fds };
+    py.detach(|| spawn_program(program))
+        .map(|started| Child::new(started, None))
+        .map_err(|errno| os_error_with_filename(errno, &name))
+}
+
+/// A descriptor to read `data` from: a file in memory, without a name.
+#[pyfunction]
+fn memory_file(data: &[u8]) -> PyResult<RawFd> {
+    new_memory_file(data).map(into_raw).map_err(os_error)
+}
+
+/// A descriptor that becomes readable when process `pid`, no child of this one, ends; it is
+/// readable at once if there is none. OSError where the kernel cannot do this.
+#[pyfunction]
+fn watch_process(pid: i32) -> PyResult<RawFd> {
+    let sentinel = process::sentinel_of(pid).map_err(os_error)?;
+    Ok(into_raw(sentinel.into_fd()))
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Child>()?;
+    module.add_function(wrap_pyfunction!(fork, module)?)?;
+    module.add_function(wrap_pyfunction!(spawn, module)?)?;
+    module.add_function(wrap_pyfunction!(memory_file, module)?)?;
+    module.add_function(wrap_pyfunction!(watch_process, module)?)?;
     Ok(())
 }
