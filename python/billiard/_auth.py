@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import time
 
-from .exceptions import AuthenticationError
+from . import exceptions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ class HandshakeConnection:
             except BlockingIOError:
                 left = self._deadline - time.monotonic()
                 if left <= 0 or not self._connection.poll(left):
-                    raise AuthenticationError("the peer did not finish the handshake") from None
+                    raise exceptions.AuthenticationError(
+                        "the peer did not finish the handshake"
+                    ) from None
 
 
 def check_authkey(authkey: object) -> None:
@@ -92,7 +94,7 @@ def deliver(
     answer = connection.recv_bytes(LONGEST_MESSAGE)
     try:
         _check_answer(authkey, challenge, answer, allow_md5)
-    except AuthenticationError:
+    except exceptions.AuthenticationError:
         connection.send_bytes(FAILURE)
         raise
     connection.send_bytes(WELCOME)
@@ -103,7 +105,9 @@ def answer(connection: Messages, authkey: bytes, allow_md5: bool) -> None:
     check_authkey(authkey)
     message = connection.recv_bytes(LONGEST_MESSAGE)
     if not message.startswith(CHALLENGE):
-        raise AuthenticationError(f"protocol error: expected a challenge, got {message!r}")
+        raise exceptions.AuthenticationError(
+            f"protocol error: expected a challenge, got {message!r}"
+        )
     challenge = message[len(CHALLENGE) :]
     if len(challenge) == OLD_CHALLENGE_LENGTH:
         reply = _mac(authkey, challenge, "md5", allow_md5)
@@ -112,7 +116,7 @@ def answer(connection: Messages, authkey: bytes, allow_md5: bool) -> None:
         reply = b"{%s}" % name.encode("ascii") + _mac(authkey, challenge, name, allow_md5)
     connection.send_bytes(reply)
     if connection.recv_bytes(LONGEST_MESSAGE) != WELCOME:
-        raise AuthenticationError("digest sent was rejected")
+        raise exceptions.AuthenticationError("digest sent was rejected")
 
 
 def _check_answer(authkey: bytes, challenge: bytes, answer: bytes, allow_md5: bool) -> None:
@@ -124,7 +128,7 @@ def _check_answer(authkey: bytes, challenge: bytes, answer: bytes, allow_md5: bo
         name, mac = _split_digest(answer)
     # The name of the digest is under the MAC too: nobody in between can have it weakened.
     if not hmac.compare_digest(_mac(authkey, challenge, name, allow_md5), mac):
-        raise AuthenticationError("digest received was wrong")
+        raise exceptions.AuthenticationError("digest received was wrong")
 
 
 def _split_digest(message: bytes) -> tuple[str, bytes]:
@@ -132,7 +136,7 @@ def _split_digest(message: bytes) -> tuple[str, bytes]:
     name, brace, rest = message.partition(b"}")
     digest = name[1:].decode("ascii", "replace")
     if not (brace and name.startswith(b"{") and digest in DIGESTS):
-        raise AuthenticationError(f"no digest or one that is not supported: {message!r}")
+        raise exceptions.AuthenticationError(f"no digest or one that is not supported: {message!r}")
     return digest, rest
 
 
@@ -140,8 +144,10 @@ def _mac(authkey: bytes, message: bytes, digest: str, allow_md5: bool) -> bytes:
     import hmac
 
     if digest == "md5" and not allow_md5:
-        raise AuthenticationError("the peer offers nothing better than MD5, which is not allowed")
+        raise exceptions.AuthenticationError(
+            "the peer offers nothing better than MD5, which is not allowed"
+        )
     try:
         return hmac.new(authkey, message, digest).digest()
     except ValueError:
-        raise AuthenticationError(f"{digest} is not available here") from None
+        raise exceptions.AuthenticationError(f"{digest} is not available here") from None

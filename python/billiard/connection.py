@@ -13,14 +13,12 @@ from io import BytesIO
 from operator import index
 from time import monotonic
 
-from . import _auth, _core, reduction, util
+from . import _auth, _core, exceptions, reduction, util
 from ._auth import CHALLENGE as CHALLENGE
 from ._auth import FAILURE as FAILURE
 from ._auth import WELCOME as WELCOME
 from .compat import send_offset as send_offset
 from .compat import setblocking
-from .exceptions import AuthenticationError as AuthenticationError
-from .exceptions import BufferTooShort
 from .reduction import ForkingPickler
 
 TYPE_CHECKING = False
@@ -38,6 +36,9 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Client", "Listener", "Pipe", "wait"]
+
+if not TYPE_CHECKING:  # BufferTooShort and AuthenticationError
+    __getattr__ = exceptions.late_names(__name__)
 
 BUFSIZE = 8192
 #: seconds that the other end of a new connection gets for the handshake
@@ -239,7 +240,7 @@ class _ConnectionBase:
         if received is None:
             self._bad_message_length()
         if isinstance(received, bytes):
-            raise BufferTooShort(received)
+            raise exceptions.BufferTooShort(received)
         return received
 
     def recv(self) -> Any:
