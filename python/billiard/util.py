@@ -357,7 +357,7 @@ def _end_children() -> None:
     daemons = [child for child in active_children() if child.daemon]
     for child in daemons:
         info("calling terminate() for daemon %s", child.name)
-        child._popen.terminate()
+        child.terminate()
     for child in daemons:
         child.join(_DAEMON_GRACE)
         if child.is_alive():

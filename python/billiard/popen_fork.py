@@ -1,0 +1,113 @@
+"""Start method `fork`, and what all start methods have in common.
+
+```
+ parent                                     child
+ _core.fork() ── Child(pid, sentinel)       None ──► process._bootstrap() ──► os._exit(status)
+```
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import _core
+from .common import TERM_SIGNAL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from .process import BaseProcess
+
+__all__ = ["Popen"]
+
+#: the number of SIGKILL, without the `signal` module's enums
+_SIGKILL = 9
+
+
+def _flush(stream: Any) -> None:
+    try:  # noqa: SIM105  (contextlib is dear to import)
+        stream.flush()
+    except (AttributeError, ValueError):
+        pass  # there is none, or it is closed
+
+
+class Popen:
+    """A started process, by fork (origin: multiprocessing).
+
+    `pid`, `returncode` (None until somebody has seen it end) and `sentinel`, a descriptor that is
+    readable once the process has ended; None after `close`.
+    """
+
+    method = "fork"
+    sentinel: int | None = None
+    pid: int
+
+    def __init__(self, process_obj: BaseProcess) -> None:
+        # What is buffered here must not be written a second time by the child.
+        _flush(sys.stdout)
+        _flush(sys.stderr)
+        self.returncode: int | None = None
+        self._launch(process_obj)
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """Have `fd` in the child too; returns what stands for it in the pickle."""
+        return fd
+
+    def poll(self, flag: int = os.WNOHANG) -> int | None:
+        """The exit code, or None if the process runs; `flag` 0 waits for it.
+
+        None for ever if other code (a handler of SIGCHLD) has reaped the process.
+        """
+        if self.returncode is None:
+            self.returncode = self._child.poll() if flag & os.WNOHANG else self._child.wait()
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Wait for the end, at most `timeout` seconds; returns what `poll` does."""
+        if self.returncode is None:
+            self.returncode = self._child.wait(timeout)
+        return self.returncode
+
+    def _send_signal(self, signal: int) -> None:
+        if self.returncode is None:
+            try:
+                self._child.send_signal(signal)
+            except OSError:
+                # Not ours to signal any more; that does not matter if it is about to end.
+                if self.wait(timeout=0.1) is None:
+                    raise
+
+    def terminate(self) -> None:
+        """Send SIGTERM, or the signal that `REMAP_SIGTERM` names."""
+        self._send_signal(TERM_SIGNAL)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self._send_signal(_SIGKILL)
+
+    def _adopt(self, child: _core.Child) -> None:
+        self._child = child
+        self.pid = child.pid
+        self.sentinel = child.sentinel
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        if sys.is_finalizing():
+            raise RuntimeError("can't fork at interpreter shutdown")
+        sys.audit("os.fork")
+        child = _core.fork()
+        if child is not None:
+            self._adopt(child)
+            return
+        status = 1
+        try:
+            status = process_obj._bootstrap()
+        finally:
+            os._exit(status & 0xFF)
+
+    def close(self) -> None:
+        """Close the sentinel. The exit code, if it is known, stays known."""
+        if self.sentinel is not None:
+            self.sentinel = None
+            self._child.close()

@@ -1,0 +1,523 @@
+"""Process objects: what the parent holds of a child, and what the child runs.
+
+```
+              start()                    the child ends
+  initial ─────────────► started ─────────────────────────► stopped ──┐
+     │  _popen is None      _popen.poll() is None     _popen.poll()   │ close()
+     └────────────────────────────── close() ─────────────────────────┴──► closed
+```
+
+`_popen` is the start method's part (`popen_fork`, `popen_spawn_posix`, `popen_forkserver`). All
+state here is process-local; a child forgets its parent's children (`_bootstrap`).
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import sys
+from _weakrefset import WeakSet
+
+from . import _core
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+    from .popen_fork import Popen
+
+try:
+    #: where the program was started; None if that directory was gone already
+    ORIGINAL_DIR: str | None = os.path.abspath(os.getcwd())
+except OSError:
+    ORIGINAL_DIR = None
+
+__all__ = ["BaseProcess", "Process", "active_children", "current_process", "parent_process"]
+
+
+def current_process() -> BaseProcess:
+    """The object of the process that asks (origin: multiprocessing)."""
+    return _current_process
+
+
+def parent_process() -> BaseProcess | None:
+    """The process that started this one; None in the main process (origin: multiprocessing).
+
+    Of the object `pid`, `name`, `is_alive()`, `join(timeout)` and `sentinel` can be used.
+    """
+    return _parent_process
+
+
+def _set_current_process(process: BaseProcess) -> None:
+    global _current_process
+    _current_process = process
+    # Code that asks multiprocessing (logging does, for %(processName)s) gets the same answer.
+    theirs: Any = sys.modules.get("multiprocessing.process")
+    if theirs is not None:
+        theirs._current_process = process
+
+
+def _cleanup() -> None:
+    """Reap the children that have ended."""
+    for process in list(_children):
+        popen = process._popen
+        if popen is not None and popen.poll() is not None:
+            _children.discard(process)
+
+
+def active_children(_cleanup: Callable[[], None] = _cleanup) -> list[BaseProcess]:
+    """The living children of this process; reaps the others (origin: multiprocessing)."""
+    try:
+        _cleanup()
+    except TypeError:
+        return []  # the interpreter is going down, and has taken our globals
+    return list(_children)
+
+
+def _maybe_flush(stream: Any) -> None:
+    """Flush a standard stream, if there is one and it can be flushed."""
+    try:  # noqa: SIM105  (contextlib is dear to import)
+        stream.flush()
+    except (AttributeError, OSError, NotImplementedError, ValueError):
+        pass
+
+
+def _print_error(text: str) -> None:
+    if sys.stderr is not None:
+        sys.stderr.write(text + "\n")
+        _maybe_flush(sys.stderr)
+
+
+class BaseProcess:
+    """An activity that runs in a process of its own (origin: multiprocessing).
+
+    `target(*args, **kwargs)` is called there, unless a subclass overrides `run`. `name` defaults to
+    the class's name with a number; `daemon` to the creating process's own setting. A daemonic
+    process is terminated when its parent exits; unlike multiprocessing's it may have children.
+    Process-local: only the process that made it may start and join it.
+    """
+
+    #: the method whose contexts make this class; None: whatever the default is
+    _start_method: str | None = None
+    _name: str
+    _sentinel: int
+
+    @staticmethod
+    def _Popen(process_obj: BaseProcess) -> Popen:
+        raise NotImplementedError("BaseProcess has no start method; use the Process of a context")
+
+    def __init__(
+        self,
+        group: None = None,
+        target: Callable[..., object] | None = None,
+        name: str | None = None,
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        daemon: bool | None = None,
+        **_kw: Any,
+    ) -> None:
+        if group is not None:
+            raise AssertionError("group argument must be None for now")
+        self._identity: tuple[int, ...] = (*_current_process._identity, next(_process_counter))
+        self._config: dict[str, Any] = _current_process._config.copy()
+        self._parent_pid: int | None = os.getpid()
+        self._parent_name = _current_process._name
+        self._popen: Popen | None = None
+        self._closed = False
+        self._target = target
+        self._args = tuple(args)
+        self._kwargs = dict(kwargs)
+        self._name = name or f"{type(self).__name__}-{':'.join(map(str, self._identity))}"
+        if daemon is not None:
+            self.daemon = daemon
+        self._controlled_termination = False
+        _dangling.add(self)
+
+    def _check_closed(self) -> None:
+        if self._closed:
+            raise ValueError("process object is closed")
+
+    def _started(self, verb: str) -> Popen:
+        """The start method's part, if this is a child that was started and is not closed."""
+        self._check_closed()
+        if self._popen is None:
+            raise AssertionError(f"can only {verb} a started process")
+        return self._popen
+
+    def _check_parent(self, verb: str) -> None:
+        if self._parent_pid != os.getpid():
+            raise AssertionError(f"can only {verb} a child process")
+
+    def run(self) -> None:
+        """What the process does: calls `target`. To be overridden in subclasses."""
+        if self._target:
+            self._target(*self._args, **self._kwargs)
+
+    def start(self) -> None:
+        """Start the process; returns as soon as it exists.
+
+        The target and its arguments are let go afterwards, so that they do not live here as long
+        as this object does. Raises `AssertionError` the second time and in another process,
+        `OSError` (with errno) if the system has no room for one more process or descriptor, and
+        whatever pickling raises if the start method has to pickle what it cannot.
+        """
+        self._check_closed()
+        if self._popen is not None:
+            raise AssertionError("cannot start a process twice")
+        if self._parent_pid != os.getpid():
+            raise AssertionError("can only start a process object created by current process")
+        # At exit it terminates and joins children; it has to be there before the first of them.
+        from . import util as util
+
+        _cleanup()
+        self._popen = self._Popen(self)
+        self._sentinel = self._popen.sentinel  # type: ignore[assignment]
+        self._target, self._args, self._kwargs = None, (), {}
+        _children.add(self)
+
+    def close(self) -> None:
+        """Release what the object holds; it cannot be used afterwards (origin: multiprocessing).
+
+        Raises `ValueError` while the process runs.
+        """
+        if self._popen is not None:
+            if self._popen.poll() is None:
+                raise ValueError(
+                    "Cannot close a process while it is still running. "
+                    "You should first call join() or terminate()."
+                )
+            self._popen.close()
+            self._popen = None
+            del self._sentinel
+            _children.discard(self)
+        self._closed = True
+
+    def terminate(self) -> None:
+        """Send SIGTERM, or the signal that `REMAP_SIGTERM` names (origin: billiard)."""
+        self._started("terminate").terminate()
+
+    def kill(self) -> None:
+        """Send SIGKILL (origin: multiprocessing)."""
+        self._started("kill").kill()
+
+    def terminate_controlled(self) -> None:
+        """`terminate()`, and tell the pool that this end was meant (origin: billiard)."""
+        self._controlled_termination = True
+        self.terminate()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the process has ended, at most `timeout` seconds."""
+        self._check_closed()
+        self._check_parent("join")
+        popen = self._started("join")
+        if popen.wait(timeout) is not None:
+            _children.discard(self)
+            # The object stays usable: callers read the exit code next.
+            popen.close()
+
+    def is_alive(self) -> bool:
+        """Whether the process has been started and has not ended yet."""
+        self._check_closed()
+        if self is _current_process:
+            return True
+        self._check_parent("test")
+        return self._is_alive()
+
+    def _is_alive(self) -> bool:
+        return self._popen is not None and self._popen.poll() is None
+
+    @property
+    def name(self) -> str:
+        """For people to read; need not be unique."""
+        return self._name
+
+    @name.setter
+    def name(self, name: str) -> None:
+        if not isinstance(name, str):
+            raise AssertionError("name must be a string")
+        self._name = name
+
+    @property
+    def daemon(self) -> bool:
+        """Whether the process is terminated when its parent exits. To be set before the start."""
+        daemonic: bool = self._config.get("daemon", False)
+        return daemonic
+
+    @daemon.setter
+    def daemon(self, daemonic: bool) -> None:
+        if self._popen is not None:
+            raise AssertionError("process has already started")
+        self._config["daemon"] = daemonic
+
+    @property
+    def authkey(self) -> AuthenticationString:
+        """The key that connections and managers of this process's family prove to have."""
+        key: AuthenticationString = self._config["authkey"]
+        return key
+
+    @authkey.setter
+    def authkey(self, authkey: bytes) -> None:
+        self._config["authkey"] = AuthenticationString(authkey)
+
+    @property
+    def exitcode(self) -> int | None:
+        """The exit status; -N if signal N ended the process; None before it has ended."""
+        self._check_closed()
+        return None if self._popen is None else self._popen.poll()
+
+    @property
+    def ident(self) -> int | None:
+        """The process number; None before the start."""
+        self._check_closed()
+        if self is _current_process:
+            return os.getpid()
+        return None if self._popen is None else self._popen.pid
+
+    pid = ident
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that becomes readable when the process ends.
+
+        For `connection.wait`, `select`, `poll` and `epoll`. Raises `ValueError` before the start.
+        """
+        self._check_closed()
+        try:
+            return self._sentinel
+        except AttributeError:
+            raise ValueError("process not started") from None
+
+    # The names that these had in the multiprocessing of Python 2.7; Celery reads some.
+
+    @property
+    def _counter(self) -> itertools.count[int]:
+        return _process_counter
+
+    @property
+    def _children(self) -> set[BaseProcess]:
+        return _children
+
+    @property
+    def _authkey(self) -> AuthenticationString:
+        return self.authkey
+
+    @property
+    def _daemonic(self) -> bool:
+        return self.daemon
+
+    @property
+    def _tempdir(self) -> str | None:
+        return self._config.get("tempdir")
+
+    def __repr__(self) -> str:
+        if self is _current_process:
+            status = "started"
+        elif self._closed:
+            status = "closed"
+        elif self._parent_pid != os.getpid():
+            status = "unknown"
+        elif self._popen is None:
+            status = "initial"
+        else:
+            code = self._popen.poll()
+            if code is None:
+                status = "started"
+            else:
+                status = f"stopped[{_exitcode_to_name.get(code, code)}]" if code else "stopped"
+        daemon = " daemon" if self.daemon else ""
+        return f"<{type(self).__name__}({self._name}, {status}{daemon})>"
+
+    # ---- in the child ----
+
+    def _bootstrap(self) -> int:
+        """Run the whole of the process; returns its exit status.
+
+        Called in the child, by the start method. Nothing gets out of here but `os._exit`.
+        """
+        exitcode = self._exit_status_of(self._enter)
+        if exitcode == 0:
+            exitcode = self._exit_status_of(self.run)
+        at_end = self._exit_status_of(_leave)
+        exitcode = exitcode or at_end
+        util = _util()
+        if util is not None:
+            util.info("process %s exiting with exitcode %d", os.getpid(), exitcode)
+        _maybe_flush(sys.stdout)
+        _maybe_flush(sys.stderr)
+        return exitcode
+
+    def _exit_status_of(self, step: Callable[[], object]) -> int:
+        """What the process would exit with if it ended with `step`; reports what went wrong."""
+        try:
+            step()
+        except SystemExit as exc:
+            if exc.code is None:
+                return 0
+            if isinstance(exc.code, int):
+                return exc.code
+            _print_error(str(exc.code))
+            return 1
+        except BaseException:
+            util = _util()
+            if util is not None:
+                util.error("Process %s", self._name, exc_info=True)
+            import traceback
+
+            _print_error(f"Process {self._name}:\n{traceback.format_exc().rstrip()}")
+            return 1
+        return 0
+
+    def _enter(self) -> None:
+        """Make this process the one that it is for: forget the parent's state."""
+        global _children, _parent_process, _process_counter
+        if self._start_method is not None:
+            from . import context
+
+            context._force_start_method(self._start_method)
+        _process_counter = itertools.count(1)
+        # Held until the after-fork callbacks have run: their objects may hang on these.
+        inherited = _children, _current_process
+        _children = set()
+        _replace_stdin()
+        assert self._parent_pid is not None
+        _parent_process = _ParentProcess(self._parent_name, self._parent_pid)
+        _set_current_process(self)
+        threading: Any = sys.modules.get("threading")
+        if threading is not None:
+            # Inherited from the parent where the thread was forked.
+            set_native_id = getattr(threading.main_thread(), "_set_native_id", None)
+            if set_native_id is not None:
+                set_native_id()
+        util = _util()
+        if util is not None:
+            util._finalizer_registry.clear()
+            util._run_after_forkers()
+            util.info("child process %s calling self.run()", os.getpid())
+        del inherited
+
+
+def _replace_stdin() -> None:
+    """Children do not read what is meant for the program."""
+    if sys.stdin is not None:
+        try:
+            sys.stdin.close()
+            sys.stdin = open(os.devnull)  # noqa: SIM115  (it replaces a standard stream)
+        except (OSError, ValueError):
+            pass
+
+
+def _util() -> Any:
+    """`billiard.util`, if there can be anything in its registries, or in multiprocessing's."""
+    if "billiard.util" in sys.modules or "multiprocessing.util" in sys.modules:
+        from . import util
+
+        return util
+    return None
+
+
+def _leave() -> None:
+    """The end of a child: wait for its threads and children, run its finalizers."""
+    threading: Any = sys.modules.get("threading")
+    if threading is not None:
+        threading._shutdown()
+    util = _util()
+    if util is not None:
+        util._exit_function()
+
+
+class AuthenticationString(bytes):
+    """A key that is only ever pickled into a process that is being started."""
+
+    def __reduce__(self) -> tuple[type[AuthenticationString], tuple[bytes]]:
+        from .context import get_spawning_popen
+
+        if get_spawning_popen() is None:
+            raise TypeError(
+                "Pickling an AuthenticationString object is disallowed for security reasons"
+            )
+        return AuthenticationString, (bytes(self),)
+
+
+class _MainProcess(BaseProcess):
+    """The process that the user started."""
+
+    def __init__(self) -> None:
+        self._identity = ()
+        self._name = "MainProcess"
+        self._parent_pid = None
+        self._popen = None
+        self._closed = False
+        self._config = {"authkey": AuthenticationString(os.urandom(32)), "semprefix": "/mp"}
+
+    def close(self) -> None:
+        """Does nothing: there is no end of it to wait for."""
+
+
+class _ParentProcess(BaseProcess):
+    """What a child knows of the process that started it.
+
+    The descriptor to wait with is opened at first use.
+    """
+
+    def __init__(self, name: str, pid: int) -> None:
+        self._identity = ()
+        self._name = name
+        self._pid = pid
+        self._parent_pid = None
+        self._popen = None
+        self._closed = False
+        self._config = {}
+
+    @property
+    def ident(self) -> int:
+        """The process number."""
+        return self._pid
+
+    pid = ident
+
+    @property
+    def sentinel(self) -> int:
+        """A descriptor that becomes readable when the parent ends."""
+        try:
+            return self._sentinel
+        except AttributeError:
+            self._sentinel = _core.watch_process(self._pid)
+            return self._sentinel
+
+    def is_alive(self) -> bool:
+        """Whether the parent still runs."""
+        from .connection import wait
+
+        return not wait([self.sentinel], timeout=0)
+
+    def join(self, timeout: float | None = None) -> None:
+        """Wait until the parent has ended, at most `timeout` seconds."""
+        from .connection import wait
+
+        wait([self.sentinel], timeout)
+
+
+_parent_process: BaseProcess | None = None
+_current_process: BaseProcess = _MainProcess()
+_process_counter = itertools.count(1)
+_children: set[BaseProcess] = set()
+
+Process = BaseProcess
+
+
+def _signal_names() -> dict[int, str]:
+    import _signal  # type: ignore[import-not-found]  # the enums of `signal` are dear
+
+    return {
+        -number: name
+        for name, number in vars(_signal).items()
+        if name.startswith("SIG") and "_" not in name
+    }
+
+
+#: the names that `repr` has for the exit codes of killed processes
+_exitcode_to_name = _signal_names()
+
+#: every process object alive, for tests that look for leaks
+_dangling: WeakSet[BaseProcess] = WeakSet()
