@@ -12,7 +12,7 @@ from os import O_NONBLOCK, fsdecode, fsencode
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator
-    from typing import Any, NoReturn, SupportsInt, TypeVar
+    from typing import Any, SupportsInt, TypeVar
 
     from _typeshed import FileDescriptorLike
 
@@ -144,13 +144,6 @@ def get_errno(exc: BaseException) -> Any:
     return getattr(exc, "errno", 0)
 
 
-def _raise_exec_error(pid: int, report: bytes, path: bytes) -> NoReturn:
-    """Turn what a child wrote before it could run its program into an OSError."""
-    os.waitpid(pid, 0)
-    code = int(report.split(b":", 2)[1], 16)
-    raise OSError(code, os.strerror(code), fsdecode(path))
-
-
 def spawnv_passfds(path: str | bytes, args: Iterable[str | bytes], passfds: Iterable[int]) -> int:
     """Start a program that gets the standard descriptors and ``passfds``, and no others.
 
@@ -161,41 +154,9 @@ def spawnv_passfds(path: str | bytes, args: Iterable[str | bytes], passfds: Iter
 
     Origin: billiard.
     """
-    import _posixsubprocess
+    from ._core import spawn
 
-    program = fsencode(path)
-    error_read, error_write = os.pipe()
-    try:
-        call: list[Any] = [
-            list(args),
-            [program],
-            True,  # close the rest
-            tuple(sorted({*passfds, error_write})),
-            None,  # working directory
-            None,  # environment
-            *(-1, -1, -1, -1, -1, -1),  # standard streams stay
-            error_read,
-            error_write,
-            False,  # restore signals
-            False,  # new session
-            -1,  # process group
-            *(None, None, None, -1),  # group, more groups, user, umask
-            None,  # preexec_fn
-        ]
-        if sys.version_info < (3, 14):
-            call.append(False)  # vfork
-        pid = _posixsubprocess.fork_exec(*call)
-        os.close(error_write)
-        error_write = -1
-        # Ends with the exec, which closes the child's copy.
-        report = os.read(error_read, 4096)
-    finally:
-        os.close(error_read)
-        if error_write >= 0:
-            os.close(error_write)
-    if report:
-        _raise_exec_error(pid, report, program)
-    return pid
+    return spawn(fsencode(path), [fsencode(arg) for arg in args], sorted(passfds)).pid
 
 
 def isblocking(handle: FileDescriptorLike) -> bool:
