@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 import billiard
+import billiard.util
 
 START_METHODS = ("fork", "spawn", "forkserver")
 #: seconds that leftovers get to disappear by themselves (threads that are ending, zombies)
@@ -40,8 +41,9 @@ def ctx(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _permanent_helpers() -> Iterator[None]:
-    """Start what lives as long as the program (the fork server) before anything is counted."""
+    """Make what lives as long as the program (the fork server) before anything is counted."""
     faulthandler.enable()
+    billiard.util.get_temp_dir()
     for method in START_METHODS:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()

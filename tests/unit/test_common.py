@@ -10,9 +10,9 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from billiard.exceptions import RestartFreqExceeded
 
 from billiard import common
+from billiard.exceptions import RestartFreqExceeded
 
 
 @pytest.fixture(autouse=True)

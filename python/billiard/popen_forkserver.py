@@ -1,0 +1,44 @@
+"""Start method `forkserver`: a fork of a process without threads and the parent's state."""
+
+from __future__ import annotations
+
+from . import forkserver, popen_fork, spawn
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .process import BaseProcess
+
+__all__ = ["Popen"]
+
+
+class _DupFd:
+    """Stands for a descriptor in the pickle: the child finds it at a place in its list."""
+
+    def __init__(self, ind: int) -> None:
+        self.ind = ind
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on."""
+        fds = forkserver.get_inherited_fds()
+        assert fds is not None
+        return fds[self.ind]
+
+
+class Popen(popen_fork.Popen):
+    """A started process, forked by the fork server (origin: multiprocessing)."""
+
+    method = "forkserver"
+    DupFd = _DupFd
+
+    def __init__(self, process_obj: BaseProcess) -> None:
+        self._fds: list[int] = []
+        super().__init__(process_obj)
+
+    def duplicate_for_child(self, fd: int) -> int:
+        """Have `fd` in the child too; returns its place in the list of descriptors."""
+        self._fds.append(fd)
+        return len(self._fds) - 1
+
+    def _launch(self, process_obj: BaseProcess) -> None:
+        message = spawn._message(self, process_obj)
+        self._adopt(forkserver._forkserver._start_child(message, self._fds))

@@ -1,0 +1,340 @@
+"""What a new interpreter does to become a child, and what its parent tells it.
+
+Start method `spawn` runs `spawn_main` in a fresh interpreter, `forkserver` runs `_main` in a fresh
+fork of its template. Both read one message: the pickled preparation data (`get_preparation_data`),
+which make unpickling possible, then the pickled process object.
+
+This module is imported by every such child before anything else: it imports as little as it can.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from . import get_start_method as get_start_method
+from . import process
+from . import set_start_method as set_start_method
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
+
+    from . import popen_forkserver, popen_spawn_posix
+
+__all__ = [
+    "_main",
+    "freeze_support",
+    "get_command_line",
+    "get_executable",
+    "get_preparation_data",
+    "import_main_path",
+    "set_executable",
+]
+
+W_OLD_DJANGO_LAYOUT = (
+    "Adding directory %r to the path, for projects laid out as before Django 1.4 (setup_environ). "
+    "Setting the environment variable DJANGO_SETTINGS_MODULE=settings silences this."
+)
+
+_python_exe: str | bytes | os.PathLike[str] = sys.executable
+
+
+# ---- Django before 1.4: the project's own directory has to be importable ----
+
+
+def _module_dir(module: ModuleType) -> str:
+    """Where a module is: the directory of a package, else its file."""
+    file: str = module.__file__  # type: ignore[assignment]
+    return os.path.dirname(file) if "__init__.py" in file else file
+
+
+def _module_parent_dir(module: ModuleType) -> str:
+    directory = os.path.dirname(_module_dir(module))
+    return os.getcwd() if directory in ("", os.curdir) else directory
+
+
+def _Django_old_layout_hack__save() -> None:
+    """In the parent: leave the directory that holds the Django project in the environment."""
+    if "DJANGO_PROJECT_DIR" in os.environ:
+        return
+    project_name, dot, _ = os.environ.get("DJANGO_SETTINGS_MODULE", "").partition(".")
+    if not dot:
+        return
+    try:
+        directory = os.path.normpath(_module_parent_dir(__import__(project_name)))
+    except (AttributeError, TypeError):
+        return  # made by code: it has no file
+    settings: Any = sys.modules.get("django.conf.settings")
+    if settings and settings.configured:
+        import warnings
+
+        text = W_OLD_DJANGO_LAYOUT % os.path.realpath(directory)
+        warnings.warn(UserWarning(text), stacklevel=2)
+    os.environ["DJANGO_PROJECT_DIR"] = directory
+
+
+def _Django_old_layout_hack__load() -> None:
+    """In the child: what the parent has left there goes on the path."""
+    directory = os.environ.get("DJANGO_PROJECT_DIR")
+    if directory is not None:
+        sys.path.append(directory)
+
+
+# ---- the command line ----
+
+
+def set_executable(exe: str | bytes | os.PathLike[str]) -> None:
+    """The interpreter to start, for programs that embed Python (origin: multiprocessing).
+
+    Raises `TypeError` for what cannot be a path.
+    """
+    global _python_exe
+    os.fspath(exe)
+    _python_exe = exe
+
+
+def get_executable() -> str | bytes | os.PathLike[str]:
+    """The interpreter that is started for children."""
+    return _python_exe
+
+
+def is_forking(argv: list[str]) -> bool:
+    """Whether this is the command line of a child."""
+    return len(argv) >= 2 and argv[1] == "--billiard-fork"
+
+
+def freeze_support() -> None:
+    """Be a child, and exit, if the command line says so (origin: multiprocessing)."""
+    if is_forking(sys.argv):
+        arguments: dict[str, int | None] = {}
+        for word in sys.argv[2:]:
+            name, _, value = word.partition("=")
+            arguments[name] = None if value == "None" else int(value)
+        spawn_main(**arguments)  # type: ignore[arg-type]
+        sys.exit()
+
+
+def get_command_line(**kwds: Any) -> list[Any]:
+    """The command that starts a child; `kwds` become the arguments of `spawn_main`."""
+    words = [f"{name}={value!r}" for name, value in kwds.items()]
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "--billiard-fork", *words]
+    from . import util
+
+    code = f"from billiard.spawn import spawn_main; spawn_main({', '.join(words)})"
+    return [_python_exe, *util._args_from_interpreter_flags(), "-c", code, "--billiard-fork"]
+
+
+# ---- in the parent ----
+
+
+def _check_not_importing_main() -> None:
+    if getattr(process.current_process(), "_inheriting", False):
+        raise RuntimeError(
+            """A process was started while this one, itself a child, was still importing the
+main module. Under the start methods spawn and forkserver the main module of the program is
+imported by its children too, so whatever starts processes there has to be guarded:
+
+    if __name__ == '__main__':
+        freeze_support()    # only needed in programs that are frozen into an executable
+        ..."""
+        )
+
+
+def get_preparation_data(name: str) -> dict[str, Any]:
+    """What the child `name` needs to know before it can unpickle its process object.
+
+    Raises `RuntimeError` in a child that is still importing the main module.
+    """
+    _check_not_importing_main()
+    data: dict[str, Any] = {
+        "log_to_stderr": False,
+        "authkey": process.current_process().authkey,
+        "name": name,
+        # '' is the directory that the program was started in, wherever it is now.
+        "sys_path": [process.ORIGINAL_DIR if entry == "" else entry for entry in sys.path],
+        "sys_argv": sys.argv,
+        "orig_dir": process.ORIGINAL_DIR,
+        "dir": os.getcwd(),
+        "start_method": get_start_method(),
+    }
+    util: Any = sys.modules.get("billiard.util")
+    if util is not None:
+        data["log_to_stderr"] = util._log_to_stderr
+        if util._logger is not None:
+            data["log_level"] = util._logger.getEffectiveLevel()
+
+    # The main module: by name if it was run with -m, else by path, else (typed in) not at all.
+    main = sys.modules["__main__"]
+    main_name = getattr(getattr(main, "__spec__", None), "name", None)
+    main_path = getattr(main, "__file__", None)
+    if main_name is not None:
+        data["init_main_from_name"] = main_name
+    elif main_path is not None:
+        if process.ORIGINAL_DIR is not None:
+            main_path = os.path.join(process.ORIGINAL_DIR, main_path)
+        data["init_main_from_path"] = os.path.normpath(main_path)
+    return data
+
+
+def _message(
+    popen: popen_spawn_posix.Popen | popen_forkserver.Popen, process_obj: process.BaseProcess
+) -> bytes:
+    """What `popen`'s child is to read. Fills in `popen._fds` on the way."""
+    from . import context, reduction
+
+    data = get_preparation_data(process_obj._name)
+    context.set_spawning_popen(popen)
+    try:
+        process_part = reduction.ForkingPickler.dumps(process_obj)
+        tracker: Any = sys.modules.get("billiard.semaphore_tracker")
+        if tracker is not None and tracker._semaphore_tracker._fd is not None:
+            data["tracker"] = reduction.DupFd(tracker._semaphore_tracker._fd)
+        if popen.method == "spawn":
+            data["fds"] = popen._fds
+        return b"".join((reduction.ForkingPickler.dumps(data), process_part))
+    finally:
+        context.set_spawning_popen(None)
+
+
+# ---- in the child ----
+
+
+def spawn_main(
+    pipe_handle: int, parent_pid: int | None = None, tracker_fd: int | None = None
+) -> None:
+    """Be the child that the message behind the descriptor `pipe_handle` describes, and exit."""
+    if not is_forking(sys.argv):
+        raise AssertionError("not the command line of a child")
+    if tracker_fd is not None:
+        _use_tracker(tracker_fd)
+    sys.exit(_main(pipe_handle))
+
+
+def _use_tracker(fd: int) -> None:
+    from . import semaphore_tracker
+
+    semaphore_tracker._semaphore_tracker._fd = fd
+
+
+def _main(fd: int) -> int:
+    """Read the message from `fd` and run its process; returns the exit status."""
+    from _pickle import load  # without `pickle`, which imports `re`
+
+    _Django_old_layout_hack__load()
+    with open(fd, "rb") as message:
+        current: Any = process.current_process()
+        current._inheriting = True
+        try:
+            prepare(load(message))
+            _setup_logging_in_child_hack()
+            process_obj: process.BaseProcess = load(message)
+        finally:
+            del current._inheriting
+    return process_obj._bootstrap()
+
+
+def prepare(data: dict[str, Any]) -> None:
+    """Make this process one that can unpickle its process object (origin: multiprocessing)."""
+    current = process.current_process()
+    for fd in data.get("fds", ()):
+        # Had to be inheritable to get here; not further.
+        os.set_inheritable(fd, False)
+    if "tracker" in data:
+        _use_tracker(data["tracker"].detach())
+    if "name" in data:
+        current.name = data["name"]
+    if "authkey" in data:
+        current.authkey = data["authkey"]
+    if data.get("log_to_stderr"):
+        from . import util
+
+        util.log_to_stderr()
+    if "log_level" in data:
+        from . import util
+
+        util.get_logger().setLevel(data["log_level"])
+    if "sys_path" in data:
+        sys.path = data["sys_path"]
+    if "sys_argv" in data:
+        sys.argv = data["sys_argv"]
+    if "dir" in data:
+        os.chdir(data["dir"])
+    if "orig_dir" in data:
+        process.ORIGINAL_DIR = data["orig_dir"]
+    if "start_method" in data:
+        # A module that the fork server has preloaded may have set one.
+        set_start_method(data["start_method"], force=True)
+    if "init_main_from_name" in data:
+        _fixup_main_from_name(data["init_main_from_name"])
+    elif "init_main_from_path" in data:
+        _fixup_main_from_path(data["init_main_from_path"])
+
+
+def _setup_logging_in_child_hack() -> None:
+    """Make logging work before `Process.run`, from what Celery leaves in the environment."""
+    main_file = getattr(sys.modules.get("__main__"), "__file__", None)
+    if main_file is not None:
+        os.environ["MP_MAIN_FILE"] = main_file
+    level = os.environ.get("_MP_FORK_LOGLEVEL_")
+    if not level:
+        return
+    import logging
+
+    from . import util
+
+    logger = util.get_logger()
+    logger.setLevel(int(level))
+    if not logger.handlers:
+        logger._rudimentary_setup = True  # type: ignore[attr-defined]
+        file = os.environ.get("_MP_FORK_LOGFILE_")
+        handler = logging.FileHandler(file) if file else logging.StreamHandler(sys.__stderr__)
+        text = os.environ.get("_MP_FORK_LOGFORMAT_") or util.DEFAULT_LOGGING_FORMAT
+        handler.setFormatter(logging.Formatter(text))
+        logger.addHandler(handler)
+
+
+#: the `__main__` modules that were replaced, kept alive for the functions that live in them
+old_main_modules: list[ModuleType] = []
+
+
+def _replace_main(module: ModuleType) -> None:
+    old_main_modules.append(sys.modules["__main__"])
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+
+
+def _fixup_main_from_name(mod_name: str) -> None:
+    """Import the main module of `python -m mod_name` as `__mp_main__`."""
+    # The __main__.py of a package, directory or zip file does its work unconditionally.
+    if mod_name == "__main__" or mod_name.endswith(".__main__"):
+        return
+    current = sys.modules["__main__"]
+    spec = getattr(current, "__spec__", None)
+    if getattr(spec, "name", current.__name__) == mod_name:
+        return  # forked: it is here already
+    import runpy
+
+    module = type(sys)("__mp_main__")
+    module.__dict__.update(runpy.run_module(mod_name, run_name="__mp_main__", alter_sys=True))
+    _replace_main(module)
+
+
+def _fixup_main_from_path(main_path: str) -> None:
+    """Import the main module of `python main_path` as `__mp_main__`."""
+    # IPython's launcher has no guard either.
+    if os.path.splitext(os.path.basename(main_path))[0] == "ipython":
+        return
+    if getattr(sys.modules["__main__"], "__file__", None) == main_path:
+        return  # forked: it is here already
+    import runpy
+
+    module = type(sys)("__mp_main__")
+    module.__dict__.update(runpy.run_path(main_path, run_name="__mp_main__"))
+    _replace_main(module)
+
+
+def import_main_path(main_path: str) -> None:
+    """Import the file `main_path` as the main module of this process (origin: multiprocessing)."""
+    _fixup_main_from_path(main_path)
