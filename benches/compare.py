@@ -203,7 +203,8 @@ def pool_close_join(mp: Any, scale: float) -> float:
 
 def seconds_until_failure(mp: Any, function: Any, argument: Any, **limits: float) -> float:
     """How long a task that cannot succeed keeps its caller waiting."""
-    pool = started_pool(mp)
+    # a pool of billiard 4.3.2 that has no limit of its own ignores those of a job
+    pool = started_pool(mp, timeout=3600) if limits else started_pool(mp)
     start = now()
     result = pool.apply_async(function, (argument,), **limits)
     try:
