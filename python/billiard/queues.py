@@ -203,7 +203,9 @@ class Queue:
         finally:
             close, self._close = self._close, None
             if close is not None:
-                close()
+                close()  # the feeder closes the writer when it has sent what there was
+            elif self._thread is None:
+                self._writer.close()
 
     def join_thread(self) -> None:
         """Wait until what this process has put is in the pipe. Only after `close`."""
