@@ -9,9 +9,10 @@ import tarfile
 from importlib import metadata
 from pathlib import Path
 
-import billiard
 import pytest
 from packaging.requirements import Requirement
+
+import billiard
 
 VERSION = "4.3.2+rs.1"
 ROOT = Path(__file__).parents[2]
