@@ -87,7 +87,13 @@ class ForkingPickler(Pickler):
         mark = len(fds)
         buffer = io.BytesIO()
         try:
-            cls(buffer, protocol).dump(obj)
+            if cls is ForkingPickler:
+                # what our __init__ does, for half the price of making an object of a subclass
+                pickler = Pickler(buffer, protocol)
+                pickler.dispatch_table = cls._dispatch_table()
+            else:
+                pickler = cls(buffer, protocol)
+            pickler.dump(obj)
         except _REFUSALS as refusal:
             del fds[mark:]
             by_value = _dumps_by_value(cls, obj, protocol)

@@ -1,6 +1,7 @@
 //! Framed send and receive, descriptor passing, waiting: under `billiard/connection.py` and `reduction.py`.
 
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -48,6 +49,29 @@ struct Framing {
     incoming: Mutex<Option<Partial>>,
     /// The rest of a frame whose beginning has been written.
     outgoing: Mutex<Option<Vec<u8>>>,
+    patience: Patience,
+}
+
+/// Whether messages tend to be there when they are asked for.
+///
+/// Looking first, with the GIL, saves handing the GIL to and fro; where it finds nothing it is a
+/// system call for nothing. So after a look in vain the next few receives go to wait at once.
+#[derive(Default)]
+struct Patience(AtomicU8);
+
+impl Patience {
+    /// Receives that wait at once after a look in vain.
+    const WAITS: u8 = 16;
+
+    fn looks_first(&self) -> bool {
+        let waits = self.0.load(Ordering::Relaxed);
+        self.0.store(waits.saturating_sub(1), Ordering::Relaxed);
+        waits == 0
+    }
+
+    fn looked_in_vain(&self) {
+        self.0.store(Self::WAITS, Ordering::Relaxed);
+    }
 }
 
 #[pymethods]
@@ -57,6 +81,7 @@ impl Framing {
         Self {
             incoming: Mutex::new(None),
             outgoing: Mutex::new(None),
+            patience: Patience::default(),
         }
     }
 
@@ -88,7 +113,7 @@ impl Framing {
         maxlength: Option<u64>,
     ) -> PyResult<Option<Py<PyBytes>>> {
         let mut partial = self.incoming.lock().take().unwrap_or_default();
-        let outcome = receive(py, fd, maxlength, &mut partial);
+        let outcome = receive(py, fd, maxlength, &mut partial, &self.patience);
         let whole = self.settle(partial, outcome)?;
         Ok(whole
             .and_then(|partial| partial.body)
@@ -108,14 +133,14 @@ impl Framing {
         let mut into = Incoming::get(buffer)?;
         let room = into.len().saturating_sub(offset);
         let mut partial = self.incoming.lock().take().unwrap_or_default();
-        let mut outcome = receive_length(py, fd, None, &mut partial.decoder);
+        let mut outcome = receive_length(py, fd, None, &mut partial.decoder, &self.patience);
         let size = partial.decoder.size().unwrap_or_default();
         if let (Ok(Outcome::Whole), None, true) = (&outcome, &partial.body, size <= room) {
             // The common case: straight into the caller's memory.
             let mut got = 0;
             let mut target = into.target();
             target.skip(offset);
-            outcome = fill(py, fd, target.first(size), &mut got);
+            outcome = fill(py, fd, target.first(size), &mut got, None);
             if outcome.is_err() {
                 let mut body = BytesInMaking::new(py, next_room(size, got))?;
                 body.target(0)
@@ -124,7 +149,7 @@ impl Framing {
             }
             let _ = partial.decoder.advance(got);
         } else if let Ok(Outcome::Whole) = outcome {
-            outcome = receive(py, fd, None, &mut partial);
+            outcome = receive(py, fd, None, &mut partial, &self.patience);
         }
         let Some(partial) = self.settle(partial, outcome)? else {
             return Ok(None);
@@ -226,8 +251,9 @@ fn receive(
     fd: RawFd,
     maxlength: Option<u64>,
     partial: &mut Partial,
+    patience: &Patience,
 ) -> PyResult<Outcome> {
-    match receive_length(py, fd, maxlength, &mut partial.decoder)? {
+    match receive_length(py, fd, maxlength, &mut partial.decoder, patience)? {
         Outcome::Whole => {}
         other => return Ok(other),
     }
@@ -242,7 +268,7 @@ fn receive(
             body.resize(py, next_room(size, body.room()), body.room())?;
         }
         let mut got = 0;
-        let outcome = fill(py, fd, body.target(decoder.received()), &mut got);
+        let outcome = fill(py, fd, body.target(decoder.received()), &mut got, None);
         let inside = decoder.received() + got > 0;
         let _ = decoder.advance(got);
         if let Outcome::EndOfFile { .. } = outcome? {
@@ -258,14 +284,16 @@ fn receive_length(
     fd: RawFd,
     maxlength: Option<u64>,
     decoder: &mut Decoder,
+    patience: &Patience,
 ) -> PyResult<Outcome> {
     loop {
         let begun = !decoder.is_at_seam();
+        let patience = decoder.is_fresh().then_some(patience);
         let Some(gap) = decoder.missing_length() else {
             break;
         };
         let mut got = 0;
-        let outcome = fill(py, fd, Target::from(gap), &mut got);
+        let outcome = fill(py, fd, Target::from(gap), &mut got, patience);
         if decoder.advance(got).is_err() {
             return Ok(Outcome::Refused);
         }
@@ -284,21 +312,33 @@ fn receive_length(
 }
 
 /// Fills `target`; `got` counts the bytes in any case.
-fn fill(py: Python<'_>, fd: RawFd, mut target: Target<'_>, got: &mut usize) -> PyResult<Outcome> {
+fn fill(
+    py: Python<'_>,
+    fd: RawFd,
+    mut target: Target<'_>,
+    got: &mut usize,
+    patience: Option<&Patience>,
+) -> PyResult<Outcome> {
     if target.is_empty() {
         return Ok(Outcome::Whole);
     }
-    match io::read_nowait(fd, &target) {
-        Ok(0) => return Ok(Outcome::EndOfFile { inside: false }),
-        Ok(n) => {
-            *got += n;
-            target.skip(n);
+    if patience.is_none_or(Patience::looks_first) {
+        match io::read_nowait(fd, &target) {
+            Ok(0) => return Ok(Outcome::EndOfFile { inside: false }),
+            Ok(n) => {
+                *got += n;
+                target.skip(n);
+            }
+            Err(Errno::EAGAIN) => {
+                if let Some(patience) = patience {
+                    patience.looked_in_vain();
+                }
+            }
+            Err(errno) => return Err(os_error(errno)),
         }
-        Err(Errno::EAGAIN) => {}
-        Err(errno) => return Err(os_error(errno)),
-    }
-    if target.is_empty() {
-        return Ok(Outcome::Whole);
+        if target.is_empty() {
+            return Ok(Outcome::Whole);
+        }
     }
     block_on(py, Deadline::Never, |_| {
         while !target.is_empty() {
