@@ -1,9 +1,18 @@
 //! The logic of what processes share: no Python, no `unsafe`.
 
+pub mod arena;
 pub mod atomic;
+pub mod barrier;
 pub mod bell;
 pub mod claim;
+pub mod condition;
+pub mod event;
+pub mod family;
 pub mod frame;
 pub mod lease;
+pub mod owned;
 pub mod ring;
+pub mod semaphore;
 pub mod sleepers;
+pub mod wait;
+pub mod word;

@@ -4,10 +4,15 @@
 
 pub mod errno;
 pub mod fdpass;
+pub mod fork;
+pub mod futex;
 pub mod io;
+pub mod life;
+pub mod memory;
 pub mod parking;
 pub mod pidfd;
 pub mod poll;
+pub mod posix_semaphore;
 pub mod prctl;
 pub mod process;
 pub mod reactor;

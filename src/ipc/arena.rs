@@ -1,0 +1,672 @@
+//! Where shared objects live: segments of anonymous memory, and the blocks in them.
+//!
+//! ```text
+//!  common segment                           single segment (a block of 1 MiB and more)
+//!  0      head: magic, id, size             0     head
+//!  64     family table (see `family`)       4096  the block
+//!  12 KiB blocks, in lines of 64 bytes
+//! ```
+//! A segment is *process-shared*. Blocks of a common segment are given out by the process that
+//! made it, and by no other: a forked child treats what it inherits as foreign (uses it, never
+//! gives out of it) and makes segments of its own.
+//!
+//! What a process knows of segments is *process-local*, behind one lock that is held across
+//! `fork`, so that the child inherits it complete; the child's part in the fork is to keep its
+//! promises in the family tables.
+//!
+//! ```text
+//!            alloc                    drop, nobody born since it was made
+//!   segment ───────► block in use ───────────────────────────────────────► free spot ──► alloc
+//!                         │ drop                                               ▲
+//!                         └──────────► withheld ───────────────────────────────┘
+//!                                      (a descendant may see it)   nobody alive sees it
+//! ```
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once, Weak};
+
+use nix::errno::Errno;
+
+use super::family::{Living, Promise, Table, World};
+use crate::sys::fork::{self, ForkLock};
+use crate::sys::life;
+use crate::sys::memory::{self, LINE, LineRef, Mapping, PAGE};
+
+const MAGIC: u64 = u64::from_le_bytes(*b"billiard");
+/// Bytes at the start of a common segment that hold its head and table (500 entries).
+const COMMON_HEAD: usize = 3 * PAGE;
+const SINGLE_HEAD: usize = PAGE;
+/// Blocks from this size on get a segment of their own.
+pub const SINGLE: usize = 1 << 20;
+const FIRST_SEGMENT: usize = 256 << 10;
+const LARGEST_SEGMENT: usize = 8 << 20;
+/// How many blocks may be withheld before a look whether they still have to be.
+const PATIENCE: usize = 64;
+
+const HEAD_MAGIC: usize = 0;
+const HEAD_ID: usize = 1;
+const HEAD_SIZE: usize = 3;
+const HEAD_COMMON: usize = 4;
+
+/// One mapped segment. *Process-local* handle; inherited by a forked child.
+#[derive(Debug)]
+pub struct Segment {
+    mapping: Arc<Mapping>,
+    id: u128,
+    common: bool,
+    /// the fork generation of the process that gives out its blocks, if that is or was us
+    maker: Option<u32>,
+}
+
+impl Segment {
+    fn create(len: usize, common: bool) -> nix::Result<Self> {
+        let mapping = Mapping::create(c"billiard", len)?;
+        let id = memory::random_id()?;
+        let head = mapping.line(0);
+        head[HEAD_ID].store(id as u64, Ordering::Relaxed);
+        head[HEAD_ID + 1].store((id >> 64) as u64, Ordering::Relaxed);
+        head[HEAD_SIZE].store(len as u64, Ordering::Relaxed);
+        head[HEAD_COMMON].store(u64::from(common), Ordering::Relaxed);
+        head[HEAD_MAGIC].store(MAGIC, Ordering::Release);
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            id,
+            common,
+            maker: Some(fork::generation()),
+        })
+    }
+
+    fn adopt(fd: i32, id: u128) -> nix::Result<Self> {
+        let mapping = Mapping::adopt(memory::take_over(fd)?)?;
+        let head = mapping.line(0);
+        let there = u128::from(head[HEAD_ID].load(Ordering::Acquire))
+            | u128::from(head[HEAD_ID + 1].load(Ordering::Acquire)) << 64;
+        if head[HEAD_MAGIC].load(Ordering::Acquire) != MAGIC
+            || head[HEAD_SIZE].load(Ordering::Acquire) != mapping.len() as u64
+            || there != id
+        {
+            return Err(Errno::EINVAL);
+        }
+        let common = head[HEAD_COMMON].load(Ordering::Acquire) != 0;
+        Ok(Self {
+            mapping: Arc::new(mapping),
+            id,
+            common,
+            maker: None,
+        })
+    }
+
+    /// Names the segment in all processes.
+    pub fn id(&self) -> u128 {
+        self.id
+    }
+
+    /// The descriptor; `EBADF` if the program closed it behind our back.
+    pub fn fd(&self) -> nix::Result<i32> {
+        self.mapping.fd()
+    }
+
+    pub fn len(&self) -> usize {
+        self.mapping.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// Whether this process gives out its blocks.
+    fn is_ours(&self) -> bool {
+        self.maker == Some(fork::generation())
+    }
+
+    fn head(&self) -> usize {
+        if self.common {
+            COMMON_HEAD
+        } else {
+            SINGLE_HEAD
+        }
+    }
+
+    fn table(&self) -> Option<Table<'_, AtomicU64>> {
+        self.common
+            .then(|| Table::new(self.mapping.words(LINE, (COMMON_HEAD - LINE) / 8)))
+    }
+}
+
+/// A block of shared memory. *Process-local* handle of *process-shared* bytes.
+///
+/// Dropped in the process that made it, the bytes are used again as soon as no descendant can see
+/// them; dropped elsewhere, nothing happens to them.
+#[derive(Debug)]
+pub struct Block {
+    segment: Arc<Segment>,
+    offset: usize,
+    size: usize,
+    /// class and epoch of a block that goes back to the heap
+    lot: Option<(usize, u64)>,
+}
+
+impl Block {
+    /// A block of at least one byte; all zero. Untouched pages of big ones cost nothing.
+    pub fn new(size: usize) -> nix::Result<Self> {
+        install();
+        if size >= SINGLE {
+            let len = size
+                .checked_add(SINGLE_HEAD + PAGE - 1)
+                .ok_or(Errno::ENOMEM)?
+                / PAGE
+                * PAGE;
+            let segment = Arc::new(Segment::create(len, false)?);
+            STATE.lock().know(&segment, Vec::new());
+            return Ok(Self {
+                segment,
+                offset: SINGLE_HEAD,
+                size,
+                lot: None,
+            });
+        }
+        STATE.lock().alloc(size)
+    }
+
+    /// A block that another process gave out.
+    pub fn foreign(segment: Arc<Segment>, offset: usize, size: usize) -> nix::Result<Self> {
+        let end = offset.checked_add(size).ok_or(Errno::EINVAL)?;
+        if offset < segment.head() || end > segment.len() || !offset.is_multiple_of(LINE) {
+            return Err(Errno::EINVAL);
+        }
+        Ok(Self {
+            segment,
+            offset,
+            size,
+            lot: None,
+        })
+    }
+
+    pub fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
+    pub fn size(&self) -> usize {
+        self.size
+    }
+
+    /// Where this process sees the block; valid for as long as the block is held.
+    pub fn address(&self) -> std::ptr::NonNull<u8> {
+        self.segment.mapping.address(self.offset, self.size)
+    }
+
+    /// The line of words that the block starts with.
+    pub fn line(&self) -> LineRef {
+        LineRef::new(&self.segment.mapping, self.offset)
+    }
+}
+
+impl Drop for Block {
+    fn drop(&mut self) {
+        if let Some((class, created)) = self.lot
+            && self.segment.is_ours()
+        {
+            let spot = Spot {
+                segment: Arc::clone(&self.segment),
+                offset: self.offset,
+            };
+            STATE.lock().free(spot, class, created);
+        }
+    }
+}
+
+/// A segment on its way to a process that is being started. *Process-local*; dropping it in the
+/// process that made it ends the wait for the child (see `family`).
+#[derive(Debug)]
+pub struct Loan {
+    segment: Arc<Segment>,
+    promises: Vec<Promise>,
+    made_in: u32,
+}
+
+impl Loan {
+    pub fn new(segment: &Arc<Segment>) -> Self {
+        let promises = STATE.lock().promise(segment, true);
+        Self {
+            segment: Arc::clone(segment),
+            promises,
+            made_in: fork::generation(),
+        }
+    }
+
+    pub fn segment(&self) -> &Arc<Segment> {
+        &self.segment
+    }
+
+    /// What the child has to know to keep the promises.
+    pub fn promises(&self) -> &[Promise] {
+        &self.promises
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        if self.made_in == fork::generation()
+            && let Some(table) = self.segment.table()
+        {
+            for promise in &self.promises {
+                table.drop_promise(*promise, &System);
+            }
+        }
+    }
+}
+
+/// Maps a segment that was lent to this process, once: later calls find it. Takes `fd` over.
+pub fn borrow(id: u128, fd: i32, promises: &[Promise]) -> nix::Result<Arc<Segment>> {
+    install();
+    let mut state = STATE.lock();
+    let segment = match state.find(id) {
+        Some(segment) => {
+            if segment.mapping.fd() != Ok(fd) {
+                drop(memory::take_over(fd));
+            }
+            segment
+        }
+        None => Arc::new(Segment::adopt(fd, id)?),
+    };
+    if let Some(table) = segment.table() {
+        for promise in promises {
+            if !table.keep(*promise, fork::pid()) {
+                let again = table.promise(fork::pid(), promise.birth, false, &System);
+                again.map(|promise| table.keep(promise, fork::pid()));
+            }
+        }
+    }
+    state.know(
+        &segment,
+        promises.iter().map(|promise| promise.birth).collect(),
+    );
+    Ok(segment)
+}
+
+/// The real world, for family tables.
+struct System;
+
+impl World for System {
+    fn exists(&self, pid: u32) -> bool {
+        life::exists(pid)
+    }
+    fn now(&self) -> u64 {
+        memory::monotonic_seconds()
+    }
+}
+
+/// A segment that this process has mapped, and through which births it sees it.
+#[derive(Debug)]
+struct Known {
+    segment: Weak<Segment>,
+    births: Vec<u64>,
+}
+
+#[derive(Debug)]
+struct Spot {
+    segment: Arc<Segment>,
+    offset: usize,
+}
+
+#[derive(Debug)]
+struct Withheld {
+    spot: Spot,
+    class: usize,
+    created: u64,
+    freed: u64,
+}
+
+#[derive(Debug)]
+struct State {
+    known: Vec<Known>,
+    /// promises of the fork that is under way, and whether the segment was ours
+    promised: Vec<(Arc<Segment>, Promise, bool)>,
+    /// counts the lines that branched off from this process
+    epoch: u64,
+    heap: Heap,
+}
+
+/// The spots of the segments that this process made. Abandoned by a forked child.
+#[derive(Debug)]
+struct Heap {
+    generation: u32,
+    open: Option<Spot>,
+    next_len: usize,
+    free: Vec<Vec<Spot>>,
+    withheld: Vec<Withheld>,
+    /// how many were withheld after the last look
+    kept: usize,
+}
+
+static STATE: ForkLock<State> = ForkLock::new(State {
+    known: Vec::new(),
+    promised: Vec::new(),
+    epoch: 0,
+    heap: Heap::new(),
+});
+
+fn install() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        fork::pid(); // its handler has to be the first
+        fork::on_fork(before_fork, after_in_parent, after_in_child);
+    });
+}
+
+extern "C" fn before_fork() {
+    STATE.hold();
+    STATE.with_held(State::before_fork);
+}
+
+extern "C" fn after_in_parent() {
+    STATE.with_held(|state| state.promised.clear());
+    STATE.let_go();
+}
+
+extern "C" fn after_in_child() {
+    STATE.with_held(State::after_in_child);
+    STATE.let_go();
+}
+
+impl State {
+    fn find(&self, id: u128) -> Option<Arc<Segment>> {
+        self.known
+            .iter()
+            .filter_map(|known| known.segment.upgrade())
+            .find(|s| s.id == id)
+    }
+
+    /// Notes that the segment is mapped here, and seen through these births too.
+    fn know(&mut self, segment: &Arc<Segment>, births: Vec<u64>) {
+        self.known.retain(|known| known.segment.strong_count() > 0);
+        let weak = Arc::downgrade(segment);
+        match self
+            .known
+            .iter_mut()
+            .find(|known| known.segment.ptr_eq(&weak))
+        {
+            Some(known) => {
+                known.births.extend(births);
+                known.births.sort_unstable();
+                known.births.dedup();
+            }
+            None => self.known.push(Known {
+                segment: weak,
+                births,
+            }),
+        }
+    }
+
+    /// Announces a child in the table of `segment`, through every birth that it will see it by.
+    fn promise(&mut self, segment: &Arc<Segment>, held: bool) -> Vec<Promise> {
+        let Some(table) = segment.table() else {
+            return Vec::new();
+        };
+        let births = if segment.is_ours() {
+            self.epoch += 1;
+            vec![self.epoch - 1]
+        } else {
+            let weak = Arc::downgrade(segment);
+            let known = self.known.iter().find(|known| known.segment.ptr_eq(&weak));
+            known.map_or_else(Vec::new, |known| known.births.clone())
+        };
+        births
+            .into_iter()
+            .filter_map(|birth| table.promise(fork::pid(), birth, held, &System))
+            .collect()
+    }
+
+    fn before_fork(&mut self) {
+        let segments: Vec<_> = self
+            .known
+            .iter()
+            .filter_map(|k| k.segment.upgrade())
+            .collect();
+        for segment in segments {
+            let ours = segment.is_ours();
+            for promise in self.promise(&segment, false) {
+                self.promised.push((Arc::clone(&segment), promise, ours));
+            }
+        }
+    }
+
+    fn after_in_child(&mut self) {
+        for (segment, promise, was_ours) in std::mem::take(&mut self.promised) {
+            if let Some(table) = segment.table() {
+                table.keep(promise, fork::pid());
+            }
+            if was_ours {
+                self.know(&segment, vec![promise.birth]);
+            }
+        }
+    }
+
+    fn heap(&mut self) -> &mut Heap {
+        if self.heap.generation != fork::generation() {
+            self.heap = Heap::new();
+            self.heap.generation = fork::generation();
+        }
+        &mut self.heap
+    }
+
+    fn alloc(&mut self, size: usize) -> nix::Result<Block> {
+        let class = class_of(size);
+        let created = self.epoch;
+        let found = self.heap().free.get_mut(class).and_then(Vec::pop);
+        let spot = match found {
+            Some(spot) => {
+                spot.segment.mapping.zero(spot.offset, class_size(class));
+                spot
+            }
+            None => self.fresh(class)?,
+        };
+        let Spot { segment, offset } = spot;
+        Ok(Block {
+            segment,
+            offset,
+            size,
+            lot: Some((class, created)),
+        })
+    }
+
+    /// A spot that was never used, or one that was withheld until now.
+    fn fresh(&mut self, class: usize) -> nix::Result<Spot> {
+        let size = class_size(class);
+        let heap = self.heap();
+        if let Some(spot) = heap.carve(size) {
+            return Ok(spot);
+        }
+        heap.review();
+        if let Some(spot) = heap.free.get_mut(class).and_then(Vec::pop) {
+            spot.segment.mapping.zero(spot.offset, size);
+            return Ok(spot);
+        }
+        let len = heap.next_len.max((COMMON_HEAD + size).next_power_of_two());
+        let segment = Arc::new(Segment::create(len, true)?);
+        heap.next_len = (len * 2).min(LARGEST_SEGMENT);
+        heap.close();
+        heap.open = Some(Spot {
+            segment: Arc::clone(&segment),
+            offset: COMMON_HEAD,
+        });
+        self.know(&segment, Vec::new());
+        self.heap().carve(size).ok_or(Errno::ENOMEM)
+    }
+
+    fn free(&mut self, spot: Spot, class: usize, created: u64) {
+        let freed = self.epoch;
+        let heap = self.heap();
+        if created == freed {
+            heap.put(spot, class);
+            return;
+        }
+        heap.withheld.push(Withheld {
+            spot,
+            class,
+            created,
+            freed,
+        });
+        if heap.withheld.len() >= heap.kept * 2 + PATIENCE {
+            heap.review();
+        }
+    }
+}
+
+impl Heap {
+    const fn new() -> Self {
+        Self {
+            generation: 0,
+            open: None,
+            next_len: FIRST_SEGMENT,
+            free: Vec::new(),
+            withheld: Vec::new(),
+            kept: 0,
+        }
+    }
+
+    fn put(&mut self, spot: Spot, class: usize) {
+        if self.free.len() <= class {
+            self.free.resize_with(class + 1, Vec::new);
+        }
+        self.free[class].push(spot);
+    }
+
+    /// The next never used bytes of the open segment.
+    fn carve(&mut self, size: usize) -> Option<Spot> {
+        let open = self.open.as_mut()?;
+        if open.segment.len() - open.offset < size {
+            return None;
+        }
+        let spot = Spot {
+            segment: Arc::clone(&open.segment),
+            offset: open.offset,
+        };
+        open.offset += size;
+        Some(spot)
+    }
+
+    /// Makes free spots of what is left in the open segment.
+    fn close(&mut self) {
+        while let Some(left) = self
+            .open
+            .as_ref()
+            .map(|open| open.segment.len() - open.offset)
+        {
+            let Some(class) = (0..class_of(SINGLE)).rev().find(|&c| class_size(c) <= left) else {
+                break;
+            };
+            if let Some(spot) = self.carve(class_size(class)) {
+                self.put(spot, class);
+            }
+        }
+        self.open = None;
+    }
+
+    /// Frees what is withheld and seen by nobody any more.
+    fn review(&mut self) {
+        let mut looks: HashMap<u128, Option<Living>> = HashMap::new();
+        for item in std::mem::take(&mut self.withheld) {
+            let segment = &item.spot.segment;
+            let living = looks
+                .entry(segment.id)
+                .or_insert_with(|| segment.table().and_then(|table| table.living(&System)));
+            match living {
+                Some(living) if living.cannot_see(item.created, item.freed) => {
+                    self.put(item.spot, item.class);
+                }
+                _ => self.withheld.push(item),
+            }
+        }
+        self.kept = self.withheld.len();
+    }
+}
+
+/// Sizes that blocks are rounded up to: 64, 128, ... 512, then four steps to each doubling.
+fn class_size(class: usize) -> usize {
+    if class < 8 {
+        return (class + 1) * LINE;
+    }
+    let (doubling, step) = ((class - 8) / 4, (class - 8) % 4 + 1);
+    (512 << doubling) + step * (128 << doubling)
+}
+
+/// The smallest class that holds `size` bytes.
+fn class_of(size: usize) -> usize {
+    let lines = size.max(1).div_ceil(LINE);
+    if lines <= 8 {
+        return lines - 1;
+    }
+    let doubling = (size - 1).ilog2() as usize - 9;
+    8 + doubling * 4 + (size - 1 - (512 << doubling)) / (128 << doubling)
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn classes_hold_their_sizes_without_much_waste() {
+        for size in (0..5000).chain((1..1024).map(|k| k * 1024)) {
+            let class = class_of(size);
+            assert!(class_size(class) >= size);
+            assert!(class == 0 || class_size(class - 1) < size, "{size}");
+            assert!(class_size(class).is_multiple_of(LINE));
+        }
+    }
+
+    #[test]
+    fn blocks_do_not_overlap_and_are_zero() {
+        let blocks: Vec<_> = (1..200).map(|n| Block::new(n * 37).unwrap()).collect();
+        let mut ranges: Vec<_> = blocks
+            .iter()
+            .map(|b| (b.address().as_ptr() as usize, b.size()))
+            .collect();
+        ranges.sort_unstable();
+        assert!(ranges.windows(2).all(|w| w[0].0 + w[0].1 <= w[1].0));
+        for block in &blocks {
+            assert_eq!(block.line()[0].swap(1, Ordering::Relaxed), 0);
+        }
+    }
+
+    #[test]
+    fn what_is_freed_is_used_again_and_zero() {
+        for _ in 0..100_000 {
+            let block = Block::new(100).unwrap();
+            assert_eq!(block.line()[0].swap(7, Ordering::Relaxed), 0);
+        }
+        assert!(STATE.lock().known.len() < 50);
+    }
+
+    #[test]
+    fn a_big_block_has_a_segment_of_its_own_that_goes_with_it() {
+        let block = Block::new(80_000_000).unwrap();
+        let segment = Arc::downgrade(block.segment());
+        assert_eq!(block.line()[0].load(Ordering::Relaxed), 0);
+        drop(block);
+        assert!(segment.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_foreign_block_has_to_lie_in_its_segment() {
+        let block = Block::new(64).unwrap();
+        let segment = block.segment();
+        for (offset, size) in [
+            (0, 64),
+            (block.offset() + 1, 64),
+            (usize::MAX, 64),
+            (64, usize::MAX),
+        ] {
+            assert_eq!(
+                Block::foreign(Arc::clone(segment), offset, size).unwrap_err(),
+                Errno::EINVAL
+            );
+        }
+        assert!(Block::foreign(Arc::clone(segment), block.offset(), 64).is_ok());
+    }
+}
