@@ -1,7 +1,163 @@
 //! The shared-memory arena: under `billiard/heap.py`.
+#![allow(unsafe_code)] // the buffer protocol
 
+use std::ffi::{c_int, c_void};
+use std::sync::Arc;
+
+use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyBytes;
 
-pub fn register(_module: &Bound<'_, PyModule>) -> PyResult<()> {
-    Ok(())
+use super::error::os_error;
+use crate::ipc::arena;
+use crate::ipc::family::Promise;
+
+/// A mapped segment of shared memory. *Process-local* handle; a forked child inherits it.
+#[pyclass(frozen, module = "billiard._core")]
+struct Segment {
+    segment: Arc<arena::Segment>,
+}
+
+#[pymethods]
+impl Segment {
+    /// What names the segment in all processes.
+    #[getter]
+    fn id<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.segment.id().to_be_bytes())
+    }
+
+    #[getter]
+    fn fd(&self) -> PyResult<i32> {
+        self.segment.fd().map_err(os_error)
+    }
+
+    /// Announces a process that will map the segment.
+    fn lend(&self) -> Loan {
+        Loan {
+            loan: arena::Loan::new(&self.segment),
+        }
+    }
+
+    /// Maps a segment that was lent to this process; takes the descriptor over.
+    #[staticmethod]
+    fn borrow(id: [u8; 16], fd: i32, promises: Vec<(u32, u32, u32, u64)>) -> PyResult<Self> {
+        let promises: Vec<_> = promises
+            .into_iter()
+            .map(|(entry, version, maker, birth)| Promise {
+                entry,
+                version,
+                maker,
+                birth,
+            })
+            .collect();
+        let segment = arena::borrow(u128::from_be_bytes(id), fd, &promises).map_err(os_error)?;
+        Ok(Self { segment })
+    }
+
+    /// The block that the segment's maker gave out there.
+    fn block(&self, offset: usize, size: usize) -> PyResult<Block> {
+        let block = arena::Block::foreign(Arc::clone(&self.segment), offset, size);
+        Ok(Block {
+            block: Arc::new(block.map_err(os_error)?),
+        })
+    }
+
+    fn __len__(&self) -> usize {
+        self.segment.len()
+    }
+}
+
+/// A segment lent to a process that is being started. *Process-local*; while it is held, the
+/// process that made it waits for the other one to come.
+#[pyclass(frozen, module = "billiard._core")]
+struct Loan {
+    loan: arena::Loan,
+}
+
+#[pymethods]
+impl Loan {
+    /// What the other process gives to `Segment.borrow`.
+    #[getter]
+    fn promises(&self) -> Vec<(u32, u32, u32, u64)> {
+        let promises = self.loan.promises().iter();
+        promises
+            .map(|p| (p.entry, p.version, p.maker, p.birth))
+            .collect()
+    }
+}
+
+/// Shared bytes, freed with the last object that holds them. *Process-local* handle of
+/// *process-shared* memory; a forked child inherits it.
+#[pyclass(frozen, module = "billiard._core")]
+pub struct Block {
+    pub block: Arc<arena::Block>,
+}
+
+#[pymethods]
+impl Block {
+    #[new]
+    fn new(size: i64) -> PyResult<Self> {
+        let size = usize::try_from(size)
+            .map_err(|_| PyValueError::new_err(format!("size {size} is negative")))?;
+        if size >= isize::MAX as usize {
+            return Err(PyOverflowError::new_err("size is too large"));
+        }
+        let block = arena::Block::new(size).map_err(os_error)?;
+        Ok(Self {
+            block: Arc::new(block),
+        })
+    }
+
+    #[getter]
+    fn size(&self) -> usize {
+        self.block.size()
+    }
+
+    /// Where the block starts in its segment.
+    #[getter]
+    fn offset(&self) -> usize {
+        self.block.offset()
+    }
+
+    /// Where this process sees the block.
+    #[getter]
+    fn address(&self) -> usize {
+        self.block.address().as_ptr() as usize
+    }
+
+    #[getter]
+    fn segment(&self) -> Segment {
+        Segment {
+            segment: Arc::clone(self.block.segment()),
+        }
+    }
+
+    fn __len__(&self) -> usize {
+        self.block.size()
+    }
+
+    unsafe fn __getbuffer__(
+        slf: Bound<'_, Self>,
+        view: *mut ffi::Py_buffer,
+        flags: c_int,
+    ) -> PyResult<()> {
+        let block = &slf.get().block;
+        let (start, len) = (block.address().as_ptr().cast::<c_void>(), block.size());
+        // SAFETY: the interpreter gave us `view` to fill; the bytes stay mapped for as long as the
+        // block is held, and the view holds it.
+        let failed =
+            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len as isize, 0, flags) };
+        if failed != 0 {
+            Err(PyErr::fetch(slf.py()))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Block>()?;
+    module.add_class::<Loan>()?;
+    module.add_class::<Segment>()
 }

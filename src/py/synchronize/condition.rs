@@ -1,0 +1,274 @@
+//! Condition variables.
+
+use std::sync::{Arc, OnceLock};
+
+use pyo3::PyTraverseError;
+use pyo3::exceptions::{PyAssertionError, PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::gc::PyVisit;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use super::semlock::SemLock;
+use crate::ipc::arena::Block;
+use crate::ipc::condition::{self, Ticket};
+use crate::py::block::{Deadline, block_on};
+use crate::py::error::os_error;
+use crate::py::heap;
+use crate::sys::memory::LineRef;
+
+#[derive(Debug)]
+struct Parts {
+    block: Arc<Block>,
+    line: LineRef,
+    lock: Lock,
+}
+
+/// The lock of a condition.
+#[derive(Debug)]
+enum Lock {
+    Ours(Py<SemLock>),
+    /// Anything with `acquire`, `release` and, in `_semlock`, `_is_mine` and `_count`.
+    Other(Py<PyAny>),
+}
+
+impl Lock {
+    fn is_mine(&self, py: Python<'_>) -> PyResult<bool> {
+        match self {
+            Self::Ours(lock) => Ok(lock.get().parts()?.is_mine()),
+            Self::Other(lock) => {
+                let inner = lock.bind(py).getattr("_semlock")?;
+                inner.call_method0("_is_mine")?.is_truthy()
+            }
+        }
+    }
+
+    fn release_all(&self, py: Python<'_>) -> PyResult<i64> {
+        match self {
+            Self::Ours(lock) => lock.get().parts()?.release_all(),
+            Self::Other(lock) => {
+                let lock = lock.bind(py);
+                let count: i64 = lock
+                    .getattr("_semlock")?
+                    .call_method0("_count")?
+                    .extract()?;
+                (0..count).try_for_each(|_| lock.call_method0("release").map(drop))?;
+                Ok(count)
+            }
+        }
+    }
+
+    fn acquire_all(&self, py: Python<'_>, count: i64, pending: Option<PyErr>) -> PyResult<()> {
+        match self {
+            Self::Ours(lock) => lock.get().parts()?.acquire_all(py, count, pending),
+            Self::Other(lock) => {
+                let lock = lock.bind(py);
+                (0..count).try_for_each(|_| lock.call_method0("acquire").map(drop))?;
+                pending.map_or(Ok(()), Err)
+            }
+        }
+    }
+}
+
+/// A condition variable over a lock. *Process-shared* words; a forked child inherits them.
+#[pyclass(frozen, subclass, module = "billiard._core")]
+pub struct Condition {
+    parts: OnceLock<Parts>,
+}
+
+impl Condition {
+    #[inline]
+    fn parts(&self) -> PyResult<&Parts> {
+        match self.parts.get() {
+            Some(parts) => Ok(parts),
+            None => Err(PyRuntimeError::new_err(
+                "__init__ of the condition was not called",
+            )),
+        }
+    }
+
+    fn set_parts(&self, lock: Bound<'_, PyAny>, block: Arc<Block>) -> PyResult<()> {
+        let lock = match lock.cast_into::<SemLock>() {
+            Ok(ours) => Lock::Ours(ours.unbind()),
+            Err(other) => Lock::Other(other.into_inner().unbind()),
+        };
+        let line = block.line();
+        let again = self.parts.set(Parts { block, line, lock }).is_err();
+        if again {
+            Err(PyRuntimeError::new_err("condition is already initialised"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+impl Parts {
+    fn words(&self) -> condition::Condition<'_, std::sync::atomic::AtomicU64> {
+        condition::Condition(&self.line[..condition::WORDS])
+    }
+
+    fn check_mine(&self, py: Python<'_>) -> PyResult<()> {
+        if self.lock.is_mine(py)? {
+            Ok(())
+        } else {
+            Err(PyAssertionError::new_err(
+                "the lock of the condition is not held by this thread",
+            ))
+        }
+    }
+
+    fn wait(&self, py: Python<'_>, ticket: Ticket, deadline: Deadline) -> PyResult<bool> {
+        let words = self.words();
+        let notified = block_on(py, deadline, |left| words.wait(ticket, left));
+        if notified.is_err() {
+            words.leave(ticket);
+        }
+        notified
+    }
+
+    fn notify(&self, py: Python<'_>, n: u32) -> PyResult<()> {
+        self.check_mine(py)?;
+        let count = self.words().notify(n);
+        match &self.lock {
+            _ if count == 0 => {}
+            Lock::Ours(lock) => lock.get().parts()?.defer(&self.line, count),
+            Lock::Other(_) => self.words().wake(count),
+        }
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl Condition {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            parts: OnceLock::new(),
+        }
+    }
+
+    fn __init__(&self, lock: Bound<'_, PyAny>) -> PyResult<()> {
+        self.set_parts(lock, Arc::new(Block::new(64).map_err(os_error)?))
+    }
+
+    /// Makes an object without parts the condition in this block: what unpickling does.
+    fn _adopt(&self, lock: Bound<'_, PyAny>, block: &heap::Block) -> PyResult<()> {
+        self.set_parts(lock, Arc::clone(&block.block))
+    }
+
+    /// The block of shared memory that the condition is in.
+    #[getter]
+    fn _block(&self) -> PyResult<heap::Block> {
+        Ok(heap::Block {
+            block: Arc::clone(&self.parts()?.block),
+        })
+    }
+
+    #[getter]
+    fn _lock<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        Ok(match &self.parts()?.lock {
+            Lock::Ours(lock) => lock.bind(py).as_any().clone(),
+            Lock::Other(lock) => lock.bind(py).clone(),
+        })
+    }
+
+    /// How many wait, and how many were notified but have not gone yet.
+    fn _counts(&self) -> PyResult<(u32, u32)> {
+        Ok(self.parts()?.words().counts())
+    }
+
+    /// Acquires the lock.
+    #[pyo3(signature = (*args, **kwargs))]
+    fn acquire<'py>(
+        &self,
+        py: Python<'py>,
+        args: &Bound<'py, PyTuple>,
+        kwargs: Option<&Bound<'py, PyDict>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        self._lock(py)?.call_method("acquire", args, kwargs)
+    }
+
+    /// Releases the lock.
+    fn release<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self._lock(py)?.call_method0("release")
+    }
+
+    fn __enter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match &self.parts()?.lock {
+            Lock::Ours(lock) => {
+                let got = lock.get().enter(py)?;
+                Ok(pyo3::types::PyBool::new(py, got).to_owned().into_any())
+            }
+            Lock::Other(lock) => lock.bind(py).call_method0("__enter__"),
+        }
+    }
+
+    #[pyo3(signature = (exc_type=None, exc_value=None, traceback=None))]
+    fn __exit__<'py>(
+        &self,
+        py: Python<'py>,
+        exc_type: Option<&Bound<'py, PyAny>>,
+        exc_value: Option<&Bound<'py, PyAny>>,
+        traceback: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        match &self.parts()?.lock {
+            Lock::Ours(lock) => {
+                lock.get().parts()?.release()?;
+                Ok(None)
+            }
+            Lock::Other(lock) => {
+                let args = (exc_type, exc_value, traceback);
+                lock.bind(py).call_method1("__exit__", args).map(Some)
+            }
+        }
+    }
+
+    /// Releases the lock, waits until notified, and acquires it again. False after `timeout`
+    /// seconds.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let parts = self.parts()?;
+        parts.check_mine(py)?;
+        let deadline = Deadline::after(timeout)?;
+        let ticket = parts
+            .words()
+            .enter()
+            .map_err(|_| PyOverflowError::new_err("too many waiters"))?;
+        let count = match parts.lock.release_all(py) {
+            Ok(count) => count,
+            Err(error) => {
+                parts.words().leave(ticket);
+                return Err(error);
+            }
+        };
+        let (notified, raised) = match parts.wait(py, ticket, deadline) {
+            Ok(notified) => (notified, None),
+            Err(error) => (false, Some(error)),
+        };
+        parts.lock.acquire_all(py, count, raised)?;
+        Ok(notified)
+    }
+
+    /// Lets `n` waiters go as soon as the lock is free.
+    #[pyo3(signature = (n=1))]
+    fn notify(&self, py: Python<'_>, n: i64) -> PyResult<()> {
+        if n < 0 {
+            return Err(PyValueError::new_err(format!("cannot notify {n} waiters")));
+        }
+        self.parts()?
+            .notify(py, u32::try_from(n).unwrap_or(u32::MAX))
+    }
+
+    /// Lets all waiters go as soon as the lock is free.
+    fn notify_all(&self, py: Python<'_>) -> PyResult<()> {
+        self.parts()?.notify(py, u32::MAX)
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self.parts.get().map(|parts| &parts.lock) {
+            Some(Lock::Ours(lock)) => visit.call(lock),
+            Some(Lock::Other(lock)) => visit.call(lock),
+            None => Ok(()),
+        }
+    }
+}

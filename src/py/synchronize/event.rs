@@ -1,0 +1,105 @@
+//! Events.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyTuple};
+
+use crate::ipc::arena::Block;
+use crate::ipc::event;
+use crate::py::block::{Deadline, block_on};
+use crate::py::error::os_error;
+use crate::py::heap;
+use crate::sys::memory::LineRef;
+
+const WORD: usize = 0;
+
+/// A flag that processes wait for. *Process-shared* word; a forked child inherits it.
+#[pyclass(frozen, subclass, module = "billiard._core")]
+pub struct Event {
+    parts: OnceLock<(Arc<Block>, LineRef)>,
+}
+
+impl Event {
+    #[inline]
+    fn parts(&self) -> PyResult<&(Arc<Block>, LineRef)> {
+        self.parts
+            .get()
+            .ok_or_else(|| PyRuntimeError::new_err("__init__ of the event was not called"))
+    }
+
+    #[inline]
+    fn word(&self) -> PyResult<&AtomicU64> {
+        Ok(&self.parts()?.1[WORD])
+    }
+
+    fn set_parts(&self, block: Arc<Block>) -> PyResult<()> {
+        let line = block.line();
+        let again = self.parts.set((block, line)).is_err();
+        if again {
+            Err(PyRuntimeError::new_err("event is already initialised"))
+        } else {
+            Ok(())
+        }
+    }
+}
+
+#[pymethods]
+impl Event {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            parts: OnceLock::new(),
+        }
+    }
+
+    fn __init__(&self) -> PyResult<()> {
+        self.set_parts(Arc::new(Block::new(64).map_err(os_error)?))
+    }
+
+    /// Makes an object without parts the event in this block: what unpickling does.
+    fn _adopt(&self, block: &heap::Block) -> PyResult<()> {
+        self.set_parts(Arc::clone(&block.block))
+    }
+
+    /// The block of shared memory that the event is in.
+    #[getter]
+    fn _block(&self) -> PyResult<heap::Block> {
+        Ok(heap::Block {
+            block: Arc::clone(&self.parts()?.0),
+        })
+    }
+
+    /// Whether it is set.
+    fn is_set(&self) -> PyResult<bool> {
+        Ok(event::is_set(self.word()?))
+    }
+
+    /// Sets it and lets all waiters go.
+    fn set(&self) -> PyResult<()> {
+        event::set(self.word()?);
+        Ok(())
+    }
+
+    /// Unsets it.
+    fn clear(&self) -> PyResult<()> {
+        event::clear(self.word()?);
+        Ok(())
+    }
+
+    /// Waits until it is set, or was for a moment. False after `timeout` seconds.
+    #[pyo3(signature = (timeout=None))]
+    fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let word = self.word()?;
+        let since = event::look(word);
+        if event::happened(word, since) {
+            return Ok(true);
+        }
+        block_on(py, Deadline::after(timeout)?, |left| {
+            event::wait(word, since, left)
+        })
+    }
+}
