@@ -1,8 +1,9 @@
 """The Rust core. One section per source file under `src/py`."""
 
-from typing import final
+import sys
+from typing import Any, ClassVar, Self, final
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, disjoint_base
 
 __version__: str
 
@@ -113,3 +114,244 @@ def get_pdeathsig() -> int:
 
 def set_pdeathsig(sig: int) -> None:
     """Have `sig` sent to this process when its parent dies; OSError if it is no signal."""
+
+# ---- src/py/heap.rs ----
+
+@final
+class Segment:
+    """A mapped segment of shared memory. Process-local handle."""
+
+    @property
+    def id(self) -> bytes:
+        """What names the segment in all processes."""
+
+    @property
+    def fd(self) -> int:
+        """Its descriptor; OSError (EBADF) if the program has closed it."""
+
+    def lend(self) -> Loan:
+        """Announces a process that will map the segment."""
+
+    @staticmethod
+    def borrow(id: bytes, fd: int, promises: list[tuple[int, int, int, int]]) -> Segment:
+        """Maps a segment that was lent to this process; takes the descriptor over."""
+
+    def block(self, offset: int, size: int) -> Block:
+        """The block that the segment's maker gave out there."""
+
+    def __len__(self) -> int: ...
+
+@final
+class Loan:
+    """A segment lent to a process that is being started. Process-local."""
+
+    @property
+    def promises(self) -> list[tuple[int, int, int, int]]:
+        """What the other process gives to `Segment.borrow`."""
+
+@final
+class Block:
+    """Shared bytes, freed with the last object that holds them. Process-local handle."""
+
+    def __new__(cls, size: int) -> Block: ...
+    @property
+    def size(self) -> int:
+        """Bytes."""
+
+    @property
+    def offset(self) -> int:
+        """Where the block starts in its segment."""
+
+    @property
+    def address(self) -> int:
+        """Where this process sees the block."""
+
+    @property
+    def segment(self) -> Segment:
+        """Where the block is."""
+
+    def __len__(self) -> int: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+# ---- src/py/synchronize ----
+
+@disjoint_base
+class SemLock:
+    """A semaphore or recursive mutex in shared memory. Process-shared words."""
+
+    SEM_VALUE_MAX: ClassVar[int]
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def __init__(
+        self, kind: int, value: int, maxvalue: int, name: str | None = None, unlink: bool = True
+    ) -> None: ...
+    def acquire(self, block: object = True, timeout: float | None = None) -> bool:
+        """Acquires it; False if it cannot be had (within `timeout` seconds)."""
+
+    def release(self) -> None:
+        """Releases it."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(
+        self, exc_type: object = None, exc_value: object = None, traceback: object = None
+    ) -> None: ...
+    def _count(self) -> int:
+        """How often this process holds it."""
+
+    def _is_mine(self) -> bool:
+        """Whether this thread holds it."""
+
+    def _get_value(self) -> int:
+        """The value; of a mutex, 1 if it is free."""
+
+    def _is_zero(self) -> bool:
+        """Whether the value is 0."""
+
+    def _after_fork(self) -> None:
+        """Forgets what this process had acquired."""
+
+    def _adopt(self, block: Block, kind: int, maxvalue: int) -> None:
+        """Makes an object without parts the lock in this block."""
+
+    @staticmethod
+    def _rebuild(handle: Block, kind: int, maxvalue: int, name: str | None = None) -> SemLock:
+        """The lock in this block."""
+
+    @property
+    def _block(self) -> Block:
+        """The memory that the lock is in."""
+
+    @property
+    def handle(self) -> int:
+        """Where this process sees the lock."""
+
+    @property
+    def kind(self) -> int:
+        """0: recursive mutex, 1: semaphore."""
+
+    @property
+    def maxvalue(self) -> int:
+        """The highest value."""
+
+    @property
+    def name(self) -> None:
+        """It has no name in the system."""
+
+    @staticmethod
+    def sem_unlink(name: str) -> None:
+        """Unlinks a named semaphore of the system."""
+
+def sem_unlink(name: str) -> None:
+    """Unlinks a named semaphore of the system."""
+
+@disjoint_base
+class Condition:
+    """A condition variable over a lock. Process-shared words."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def __init__(self, lock: Any) -> None: ...
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        """Acquires the lock."""
+
+    def release(self) -> Any:
+        """Releases the lock."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, exc_type: object = None, exc_value: object = None, traceback: object = None
+    ) -> Any: ...
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until notified; False after `timeout` seconds."""
+
+    def notify(self, n: int = 1) -> None:
+        """Lets `n` waiters go as soon as the lock is free."""
+
+    def notify_all(self) -> None:
+        """Lets all waiters go as soon as the lock is free."""
+
+    def _adopt(self, lock: Any, block: Block) -> None:
+        """Makes an object without parts the condition in this block."""
+
+    def _counts(self) -> tuple[int, int]:
+        """How many wait, and how many were notified but have not gone yet."""
+
+    @property
+    def _block(self) -> Block:
+        """The memory that the condition is in."""
+
+    @property
+    def _lock(self) -> Any:
+        """The lock."""
+
+@disjoint_base
+class Event:
+    """A flag that processes wait for. Process-shared word."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def __init__(self, *_args: object, **_kwargs: object) -> None: ...
+    def is_set(self) -> bool:
+        """Whether it is set."""
+
+    def set(self) -> None:
+        """Sets it and lets all waiters go."""
+
+    def clear(self) -> None:
+        """Unsets it."""
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Waits until it is set, or was for a moment; False after `timeout` seconds."""
+
+    def _adopt(self, block: Block) -> None:
+        """Makes an object without parts the event in this block."""
+
+    @property
+    def _block(self) -> Block:
+        """The memory that the event is in."""
+
+@disjoint_base
+class Barrier:
+    """A point that a number of parties reach together. Process-shared words."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def __init__(
+        self, parties: int, action: Any | None = None, timeout: float | None = None
+    ) -> None: ...
+    def wait(self, timeout: float | None = None) -> int:
+        """Waits for the other parties; breaks the barrier after `timeout` seconds."""
+
+    def reset(self) -> None:
+        """Makes it as new."""
+
+    def abort(self) -> None:
+        """Breaks it."""
+
+    def _adopt(self, block: Block, parties: int, action: Any | None, timeout: float | None) -> None:
+        """Makes an object without parts the barrier in this block."""
+
+    @property
+    def _block(self) -> Block:
+        """The memory that the barrier is in."""
+
+    @property
+    def _action(self) -> Any | None:
+        """What one party calls when all are there."""
+
+    @property
+    def _timeout(self) -> float | None:
+        """Seconds that `wait` waits if it is not told."""
+
+    @property
+    def _state(self) -> int:
+        """0: parties arrive; 1: the action runs; -2: broken."""
+
+    @property
+    def parties(self) -> int:
+        """How many parties it takes."""
+
+    @property
+    def n_waiting(self) -> int:
+        """How many parties wait."""
+
+    @property
+    def broken(self) -> bool:
+        """Whether it is broken."""

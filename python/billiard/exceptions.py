@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from multiprocessing import ProcessError as ProcessError
     from multiprocessing import TimeoutError as TimeoutError
 
+    class OwnerDiedError(ProcessError): ...
+
+
 #: the names that are resolved late
 _SHARED = frozenset({"AuthenticationError", "BufferTooShort", "ProcessError", "TimeoutError"})
 
@@ -29,9 +32,20 @@ def late_names(module: str) -> Callable[[str], type[Exception]]:
 
             found: type[Exception] = getattr(multiprocessing, name)
             return found
+        if name == "OwnerDiedError" and module == __name__:
+            return _owner_died_error()
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return __getattr__
+
+
+def _owner_died_error() -> type[Exception]:
+    """`OwnerDiedError`, made when it is first asked for: it is a ProcessError."""
+    doc = "The process that held a lock has died with it; its finder owns it now. Origin: ours."
+    body = {"__doc__": doc, "__module__": __name__}
+    made = type("OwnerDiedError", (_late("ProcessError"),), body)
+    kept: type[Exception] = globals().setdefault("OwnerDiedError", made)
+    return kept
 
 
 _late = late_names(__name__)

@@ -1,0 +1,18 @@
+"""Where the compiled parts are (origin: billiard)."""
+
+from __future__ import annotations
+
+import _billiard as _billiard
+
+#: whether children can be started by executing a new interpreter
+supports_exec = True
+#: the compiled parts for Windows
+win32 = None
+
+
+def ensure_multiprocessing() -> None:
+    """Raise `NotImplementedError` on platforms without support; this one has it."""
+
+
+def ensure_SemLock() -> None:
+    """Raise `ImportError` on platforms without semaphores; this one has them."""

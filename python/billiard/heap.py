@@ -1,0 +1,172 @@
+"""Shared memory in blocks of any size.
+
+```
+ BufferWrapper ──► _core.Block ──► segment (memfd, mapped shared)      small blocks: many in one
+                                                                       1 MiB and more: one each
+ pickled for a child being started:  lend(block) = (segment as a descriptor, offset, size)
+ unpickled there:                    borrow(...)
+```
+The allocator is in the core (`src/ipc/arena.rs`): a block is freed with the last object that holds
+it, and its bytes are used again when no living process can see them. A child gets one descriptor
+per segment, however many blocks of it are sent.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+
+from . import context, reduction, util
+from ._core import Block as Block
+from ._core import Segment
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+__all__ = ["BufferWrapper"]
+
+# ---- blocks on their way to a child ----
+
+
+class _Lent:
+    """A segment in the pickle of a child that is being started."""
+
+    def __init__(self, segment: Segment) -> None:
+        self._loan = segment.lend()  # held until the child is gone, see `_lent`
+        self._state = (segment.id, reduction.DupFd(segment.fd), self._loan.promises)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _borrow_segment, self._state
+
+
+def _borrow_segment(segment_id: bytes, fd: Any, promises: list[Any]) -> Segment:
+    return Segment.borrow(segment_id, fd.detach(), promises)
+
+
+#: what each child that was started from here has got: its `Popen` -> segments
+_lent: weakref.WeakKeyDictionary[Any, dict[bytes, _Lent]] = weakref.WeakKeyDictionary()
+
+
+def lend(block: Block) -> tuple[Any, int, int]:
+    """What to pickle for a block while a child is being started (ours).
+
+    Raises RuntimeError at any other time, and OSError (EBADF) if the program has closed the
+    descriptor of the memory behind our back.
+    """
+    context.assert_spawning(block)
+    segments = _lent.setdefault(context.get_spawning_popen(), {})
+    segment = block.segment
+    if segment.id not in segments:
+        segments[segment.id] = _Lent(segment)
+    return segments[segment.id], block.offset, block.size
+
+
+def borrow(lent: tuple[Segment, int, int]) -> Block:
+    """The block that `lend` described, in the child (ours)."""
+    segment, offset, size = lent
+    return segment.block(offset, size)
+
+
+# ---- the classes of multiprocessing ----
+
+
+class Arena:
+    """A file in memory, mapped (origin: multiprocessing). Blocks do not come from these here.
+
+    `size` is in bytes; with `fd`, that file is mapped instead of a new one, and taken over.
+    """
+
+    def __init__(self, size: int, fd: int = -1) -> None:
+        import mmap
+
+        if fd == -1:
+            fd = os.memfd_create("billiard", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(fd, size)
+            except OSError:
+                os.close(fd)
+                raise
+        self.size = size
+        self.fd = fd
+        util.Finalize(self, os.close, (fd,))
+        self.buffer = mmap.mmap(fd, size)
+
+
+def reduce_arena(a: Arena) -> tuple[Any, ...]:
+    """How an `Arena` is pickled for another process."""
+    if a.fd == -1:
+        raise ValueError("an arena without a descriptor cannot be pickled")
+    return rebuild_arena, (a.size, reduction.DupFd(a.fd))
+
+
+def rebuild_arena(size: int, dupfd: Any) -> Arena:
+    """The `Arena` in the other process."""
+    return Arena(size, dupfd.detach())
+
+
+reduction.register(Arena, reduce_arena)
+
+
+class Heap:
+    """Gives out blocks of shared memory (origin: multiprocessing).
+
+    All heaps give out of the process's own segments; `size` is not used.
+    """
+
+    _alignment = 64
+
+    def __init__(self, size: int = 4096) -> None:
+        self._size = size
+        self._allocated_blocks: set[Block] = set()
+
+    @staticmethod
+    def _roundup(n: int, alignment: int) -> int:
+        return -(-n // alignment) * alignment
+
+    def malloc(self, size: int) -> Block:
+        """A block of `size` bytes, all zero. Raises OSError (ENOMEM) if there is no memory."""
+        if not 0 <= size < sys.maxsize:
+            raise AssertionError(f"size {size} is not in 0..{sys.maxsize - 1}")
+        block = Block(size)
+        self._allocated_blocks.add(block)
+        return block
+
+    def free(self, block: Block) -> None:
+        """Gives a block of `malloc` back. Its bytes stay while an object or buffer holds them."""
+        self._allocated_blocks.remove(block)
+
+
+class BufferWrapper:
+    """A block of shared memory that lives as long as this object and the views on it do.
+
+    It can be pickled while a child is being started (origin: multiprocessing).
+    """
+
+    _heap = Heap()
+
+    def __init__(self, size: int) -> None:
+        if not 0 <= size < sys.maxsize:
+            raise AssertionError(f"size {size} is not in 0..{sys.maxsize - 1}")
+        self._state = (Block(size), size)
+
+    def __getstate__(self) -> Any:
+        return lend(self._state[0])
+
+    def __setstate__(self, state: Any) -> None:
+        block = borrow(state)
+        self._state = (block, block.size)
+
+    def get_address(self) -> int:
+        """Where this process sees the block."""
+        return self._state[0].address
+
+    def get_size(self) -> int:
+        """The size in bytes that was asked for."""
+        return self._state[1]
+
+    def create_memoryview(self) -> memoryview:
+        """A writable view of the bytes."""
+        block: Any = self._state[0]
+        return memoryview(block)
