@@ -440,13 +440,17 @@ def _force_start_method(method: str) -> None:
 
 
 #: the `Popen` that this thread is pickling a process for, while it does
-_tls = _local()
+class _Tls(_local):
+    # of the class, so that to find nothing costs no exception: every pickle asks
+    spawning_popen: Popen | None = None
+
+
+_tls = _Tls()
 
 
 def get_spawning_popen() -> Popen | None:
     """The `Popen` that the calling thread is pickling for; None if it is not starting anything."""
-    popen: Popen | None = getattr(_tls, "spawning_popen", None)
-    return popen
+    return _tls.spawning_popen
 
 
 def set_spawning_popen(popen: Popen | None) -> None:
