@@ -426,3 +426,17 @@ def test_finalizers_may_be_made_while_others_run_in_threads() -> None:
         stop.set()
         for thread in threads:
             thread.join()
+def test_at_exit_a_daemon_that_ignores_sigterm_is_killed() -> None:
+    out = run(
+        "import billiard, billiard.util, time, os, signal\n"
+        "billiard.util._DAEMON_GRACE = 0.2\n"
+        "r, w = os.pipe()\n"
+        "def stubborn():\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN); os.write(w, b'x'); time.sleep(60)\n"
+        "d = billiard.get_context('fork').Process(target=stubborn, daemon=True); d.start()\n"
+        "os.read(r, 1)\n"
+        "billiard.util.Finalize(None, lambda: print(d.exitcode), exitpriority=-1)\n"
+    )
+    assert out.split() == [str(-signal.SIGKILL)]
+
+
