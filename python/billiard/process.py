@@ -102,6 +102,8 @@ class BaseProcess:
     _start_method: str | None = None
     _name: str
     _sentinel: int
+    #: those of a manager's proxies that the child was given
+    _proxies: Iterable[object] = ()
 
     @staticmethod
     def _Popen(process_obj: BaseProcess) -> Popen:
@@ -173,6 +175,11 @@ class BaseProcess:
         _cleanup()
         self._popen = self._Popen(self)
         self._sentinel = self._popen.sentinel  # type: ignore[assignment]
+        managers: Any = sys.modules.get("billiard._manager_proxies")
+        if managers is not None:
+            # The child takes its own references to a manager's objects when it gets to run, and
+            # they must not be gone by then.
+            self._proxies = managers.proxies_among((self._args, self._kwargs))
         self._target, self._args, self._kwargs = None, (), {}
         _children.add(self)
 
@@ -213,6 +220,7 @@ class BaseProcess:
         popen = self._started("join")
         if popen.wait(timeout) is not None:
             _children.discard(self)
+            self._proxies = ()
             # The object stays usable: callers read the exit code next.
             popen.close()
 
