@@ -10,6 +10,7 @@ pub mod error;
 
 mod connection;
 mod forkserver;
+mod framing;
 mod heap;
 mod process;
 mod synchronize;
