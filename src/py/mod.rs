@@ -13,6 +13,7 @@ mod forkserver;
 mod framing;
 mod heap;
 mod process;
+mod sharedctypes;
 mod synchronize;
 mod util;
 
@@ -25,6 +26,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     forkserver::register(module)?;
     heap::register(module)?;
     process::register(module)?;
+    sharedctypes::register(module)?;
     synchronize::register(module)?;
     util::register(module)?;
     Ok(())
