@@ -44,7 +44,6 @@ def _permanent_helpers() -> Iterator[None]:
     """Make what lives as long as the program (the fork server) before anything is counted."""
     faulthandler.enable()
     billiard.util.get_temp_dir()
-    billiard.Lock()  # the arena of shared words
     for method in START_METHODS:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()

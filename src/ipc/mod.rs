@@ -14,6 +14,5 @@ pub mod owned;
 pub mod ring;
 pub mod semaphore;
 pub mod sleepers;
-pub mod spin;
 pub mod wait;
 pub mod word;

@@ -1,20 +1,358 @@
-//! Pipes, waiting, raw reads and writes, descriptor passing: under `billiard/connection.py` and
-//! `reduction.py`. Messages are in `framing.rs`.
+//! Framed send and receive, descriptor passing, waiting: under `billiard/connection.py` and `reduction.py`.
 
 use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use pyo3::exceptions::{PyEOFError, PyRuntimeError, PyValueError};
+use parking_lot::Mutex;
+use pyo3::exceptions::{PyEOFError, PyOSError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyInt};
 
 use super::block::{Deadline, block_on};
-use super::buffer::{Incoming, Outgoing};
+use super::buffer::{BytesInMaking, Incoming, Outgoing};
 use super::error::os_error;
-use super::framing::{Framing, write_all};
+use crate::ipc::frame::{Decoder, Header, next_room};
 use crate::sys::fdpass;
-use crate::sys::io::{self, Source};
+use crate::sys::io::{self, Source, Target};
 use crate::sys::poll::{PollSet, Readiness, poll_one};
+
+/// A message that has come in part.
+#[derive(Default)]
+struct Partial {
+    decoder: Decoder,
+    /// Made when the length is known.
+    body: Option<BytesInMaking>,
+}
+
+/// How an attempt to receive ended, errors aside.
+#[derive(Clone, Copy)]
+enum Outcome {
+    Whole,
+    /// The length is above what the caller allows, or cannot be true.
+    Refused,
+    EndOfFile {
+        inside: bool,
+    },
+}
+
+/// Sends and receives the frames of one connection.
+///
+/// Process-local. A frame that a signal handler's exception or a non-blocking descriptor cuts short
+/// is kept here and taken up by the next call, so that the stream does not lose its message
+/// boundaries. A forked child has a copy of what was kept: of use to whichever process goes on with
+/// the connection. The mutexes are held for an instant and with the GIL, never while waiting, so no
+/// other thread holds one when a process forks.
+#[pyclass(frozen, module = "billiard._core")]
+struct Framing {
+    incoming: Mutex<Option<Partial>>,
+    /// The rest of a frame whose beginning has been written.
+    outgoing: Mutex<Option<Vec<u8>>>,
+    patience: Patience,
+}
+
+/// Whether messages tend to be there when they are asked for.
+///
+/// Looking first, with the GIL, saves handing the GIL to and fro; where it finds nothing it is a
+/// system call for nothing. So after a look in vain the next few receives go to wait at once.
+#[derive(Default)]
+struct Patience(AtomicU8);
+
+impl Patience {
+    /// Receives that wait at once after a look in vain.
+    const WAITS: u8 = 16;
+
+    fn looks_first(&self) -> bool {
+        let waits = self.0.load(Ordering::Relaxed);
+        self.0.store(waits.saturating_sub(1), Ordering::Relaxed);
+        waits == 0
+    }
+
+    fn looked_in_vain(&self) {
+        self.0.store(Self::WAITS, Ordering::Relaxed);
+    }
+}
+
+#[pymethods]
+impl Framing {
+    #[new]
+    fn new() -> Self {
+        Self {
+            incoming: Mutex::new(None),
+            outgoing: Mutex::new(None),
+            patience: Patience::default(),
+        }
+    }
+
+    /// Sends one message.
+    #[pyo3(signature = (fd, buffer, /))]
+    fn send(&self, py: Python<'_>, fd: RawFd, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let buffer = Outgoing::get(buffer)?;
+        let body = buffer.source(py);
+        let rest = self.outgoing.lock().take();
+        if let Some(rest) = rest {
+            self.write(
+                py,
+                fd,
+                Source::from(&rest[..]),
+                Source::from(&b""[..]),
+                true,
+            )?;
+        }
+        let header = Header::of(body.len());
+        self.write(py, fd, Source::from(header.as_slice()), body, false)
+    }
+
+    /// Receives one message; `None` if its length is above `maxlength` or cannot be true.
+    #[pyo3(signature = (fd, maxlength=None, /))]
+    fn recv(
+        &self,
+        py: Python<'_>,
+        fd: RawFd,
+        maxlength: Option<u64>,
+    ) -> PyResult<Option<Py<PyBytes>>> {
+        let mut partial = self.incoming.lock().take().unwrap_or_default();
+        let outcome = receive(py, fd, maxlength, &mut partial, &self.patience);
+        let whole = self.settle(partial, outcome)?;
+        Ok(whole
+            .and_then(|partial| partial.body)
+            .map(BytesInMaking::finish))
+    }
+
+    /// Receives one message into `buffer` from byte `offset` on and returns its length; the message
+    /// itself if it does not fit; `None` if its length cannot be true.
+    #[pyo3(signature = (fd, buffer, offset, /))]
+    fn recv_into<'py>(
+        &self,
+        py: Python<'py>,
+        fd: RawFd,
+        buffer: &Bound<'py, PyAny>,
+        offset: usize,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut into = Incoming::get(buffer)?;
+        let room = into.len().saturating_sub(offset);
+        let mut partial = self.incoming.lock().take().unwrap_or_default();
+        let mut outcome = receive_length(py, fd, None, &mut partial.decoder, &self.patience);
+        let size = partial.decoder.size().unwrap_or_default();
+        if let (Ok(Outcome::Whole), None, true) = (&outcome, &partial.body, size <= room) {
+            // The common case: straight into the caller's memory.
+            let mut got = 0;
+            let mut target = into.target();
+            target.skip(offset);
+            outcome = fill(py, fd, target.first(size), &mut got, None);
+            if outcome.is_err() {
+                let mut body = BytesInMaking::new(py, next_room(size, got))?;
+                body.target(0)
+                    .copy_from(into.source().skip(offset).first(got));
+                partial.body = Some(body);
+            }
+            let _ = partial.decoder.advance(got);
+        } else if let Ok(Outcome::Whole) = outcome {
+            outcome = receive(py, fd, None, &mut partial, &self.patience);
+        }
+        let Some(partial) = self.settle(partial, outcome)? else {
+            return Ok(None);
+        };
+        if let Some(body) = partial.body {
+            let bytes = body.finish();
+            if size > room {
+                return Ok(Some(bytes.into_bound(py).into_any()));
+            }
+            let mut target = into.target();
+            target.skip(offset);
+            target.copy_from(Source::from(bytes.as_bytes(py)));
+        }
+        Ok(Some(PyInt::new(py, size).into_any()))
+    }
+}
+
+impl Framing {
+    /// Writes two pieces; what is left of them is kept if part of the frame is out (`begun`: part
+    /// was out before).
+    fn write(
+        &self,
+        py: Python<'_>,
+        fd: RawFd,
+        first: Source<'_>,
+        second: Source<'_>,
+        begun: bool,
+    ) -> PyResult<()> {
+        let mut done = 0;
+        let result = write_all(py, fd, first, second, &mut done);
+        if matches!(
+            result,
+            Ok(Ok(())) | Ok(Err(Errno::EPIPE | Errno::ECONNRESET))
+        ) {
+            return result?.map_err(os_error);
+        }
+        if begun || done > 0 {
+            let mut rest = first.skip(done).to_vec();
+            rest.extend(second.skip(done.saturating_sub(first.len())).to_vec());
+            *self.outgoing.lock() = Some(rest);
+        }
+        result?.map_err(os_error)
+    }
+
+    /// Ends an attempt: keeps what an error cut short, turns the end of the file into an exception.
+    fn settle(&self, partial: Partial, outcome: PyResult<Outcome>) -> PyResult<Option<Partial>> {
+        match outcome {
+            Ok(Outcome::Whole) => Ok(Some(partial)),
+            Ok(Outcome::Refused) => Ok(None),
+            Ok(Outcome::EndOfFile { inside: false }) => Err(PyEOFError::new_err(())),
+            Ok(Outcome::EndOfFile { inside: true }) => Err(PyOSError::new_err((
+                Errno::EIO as i32,
+                "got end of file during message",
+            ))),
+            Err(error) => {
+                if !partial.decoder.is_fresh() {
+                    *self.incoming.lock() = Some(partial);
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+/// The outer error is a signal handler's, the inner one the descriptor's; `done` counts the bytes
+/// written in any case.
+fn write_all(
+    py: Python<'_>,
+    fd: RawFd,
+    first: Source<'_>,
+    second: Source<'_>,
+    done: &mut usize,
+) -> PyResult<nix::Result<()>> {
+    let total = first.len() + second.len();
+    match io::write2_nowait(fd, first, second) {
+        Ok(n) => *done = n,
+        Err(Errno::EAGAIN) => {}
+        Err(errno) => return Ok(Err(errno)),
+    }
+    if *done == total {
+        return Ok(Ok(()));
+    }
+    block_on(py, Deadline::Never, |_| {
+        while *done < total {
+            let rest = second.skip(done.saturating_sub(first.len()));
+            match io::write2(fd, first.skip(*done), rest) {
+                Ok(n) => *done += n,
+                Err(Errno::EINTR) => return Err(Errno::EINTR),
+                Err(errno) => return Ok(Err(errno)),
+            }
+        }
+        Ok(Ok(()))
+    })
+}
+
+/// Goes on with a message until it is whole.
+fn receive(
+    py: Python<'_>,
+    fd: RawFd,
+    maxlength: Option<u64>,
+    partial: &mut Partial,
+    patience: &Patience,
+) -> PyResult<Outcome> {
+    match receive_length(py, fd, maxlength, &mut partial.decoder, patience)? {
+        Outcome::Whole => {}
+        other => return Ok(other),
+    }
+    let decoder = &mut partial.decoder;
+    let size = decoder.size().unwrap_or_default();
+    let body = match &mut partial.body {
+        Some(body) => body,
+        none => none.insert(BytesInMaking::new(py, next_room(size, 0))?),
+    };
+    while !decoder.is_complete() {
+        if decoder.received() == body.room() {
+            body.resize(py, next_room(size, body.room()), body.room())?;
+        }
+        let mut got = 0;
+        let outcome = fill(py, fd, body.target(decoder.received()), &mut got, None);
+        let inside = decoder.received() + got > 0;
+        let _ = decoder.advance(got);
+        if let Outcome::EndOfFile { .. } = outcome? {
+            return Ok(Outcome::EndOfFile { inside });
+        }
+    }
+    Ok(Outcome::Whole)
+}
+
+/// Goes on with a message until its length is known.
+fn receive_length(
+    py: Python<'_>,
+    fd: RawFd,
+    maxlength: Option<u64>,
+    decoder: &mut Decoder,
+    patience: &Patience,
+) -> PyResult<Outcome> {
+    loop {
+        let begun = !decoder.is_at_seam();
+        let patience = decoder.is_fresh().then_some(patience);
+        let Some(gap) = decoder.missing_length() else {
+            break;
+        };
+        let mut got = 0;
+        let outcome = fill(py, fd, Target::from(gap), &mut got, patience);
+        if decoder.advance(got).is_err() {
+            return Ok(Outcome::Refused);
+        }
+        if let Outcome::EndOfFile { inside } = outcome? {
+            return Ok(Outcome::EndOfFile {
+                inside: inside || begun,
+            });
+        }
+    }
+    let size = decoder.size().unwrap_or_default() as u64;
+    Ok(if maxlength.is_some_and(|most| size > most) {
+        Outcome::Refused
+    } else {
+        Outcome::Whole
+    })
+}
+
+/// Fills `target`; `got` counts the bytes in any case.
+fn fill(
+    py: Python<'_>,
+    fd: RawFd,
+    mut target: Target<'_>,
+    got: &mut usize,
+    patience: Option<&Patience>,
+) -> PyResult<Outcome> {
+    if target.is_empty() {
+        return Ok(Outcome::Whole);
+    }
+    if patience.is_none_or(Patience::looks_first) {
+        match io::read_nowait(fd, &target) {
+            Ok(0) => return Ok(Outcome::EndOfFile { inside: false }),
+            Ok(n) => {
+                *got += n;
+                target.skip(n);
+            }
+            Err(Errno::EAGAIN) => {
+                if let Some(patience) = patience {
+                    patience.looked_in_vain();
+                }
+            }
+            Err(errno) => return Err(os_error(errno)),
+        }
+        if target.is_empty() {
+            return Ok(Outcome::Whole);
+        }
+    }
+    block_on(py, Deadline::Never, |_| {
+        while !target.is_empty() {
+            match io::read(fd, &target)? {
+                0 => return Ok(Outcome::EndOfFile { inside: *got > 0 }),
+                n => {
+                    *got += n;
+                    target.skip(n);
+                }
+            }
+        }
+        Ok(Outcome::Whole)
+    })
+}
 
 /// Writes `buffer` from byte `offset` on, as far as the descriptor takes it: all of it if that is a
 /// blocking one. Returns the number of bytes written.

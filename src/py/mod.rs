@@ -10,10 +10,8 @@ pub mod error;
 
 mod connection;
 mod forkserver;
-mod framing;
 mod heap;
 mod process;
-mod sharedctypes;
 mod synchronize;
 mod util;
 
@@ -26,7 +24,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     forkserver::register(module)?;
     heap::register(module)?;
     process::register(module)?;
-    sharedctypes::register(module)?;
     synchronize::register(module)?;
     util::register(module)?;
     Ok(())

@@ -8,7 +8,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::anylock::AnyLock;
+use super::semlock::SemLock;
 use crate::ipc::arena::Block;
 use crate::ipc::condition::{self, Ticket};
 use crate::py::block::{Deadline, block_on};
@@ -20,11 +20,57 @@ use crate::sys::memory::LineRef;
 struct Parts {
     block: Arc<Block>,
     line: LineRef,
-    lock: AnyLock,
+    lock: Lock,
+}
+
+/// The lock of a condition.
+#[derive(Debug)]
+enum Lock {
+    Ours(Py<SemLock>),
+    /// Anything with `acquire`, `release` and, in `_semlock`, `_is_mine` and `_count`.
+    Other(Py<PyAny>),
+}
+
+impl Lock {
+    fn is_mine(&self, py: Python<'_>) -> PyResult<bool> {
+        match self {
+            Self::Ours(lock) => Ok(lock.get().parts()?.is_mine()),
+            Self::Other(lock) => {
+                let inner = lock.bind(py).getattr("_semlock")?;
+                inner.call_method0("_is_mine")?.is_truthy()
+            }
+        }
+    }
+
+    fn release_all(&self, py: Python<'_>) -> PyResult<i64> {
+        match self {
+            Self::Ours(lock) => lock.get().parts()?.release_all(),
+            Self::Other(lock) => {
+                let lock = lock.bind(py);
+                let count: i64 = lock
+                    .getattr("_semlock")?
+                    .call_method0("_count")?
+                    .extract()?;
+                (0..count).try_for_each(|_| lock.call_method0("release").map(drop))?;
+                Ok(count)
+            }
+        }
+    }
+
+    fn acquire_all(&self, py: Python<'_>, count: i64, pending: Option<PyErr>) -> PyResult<()> {
+        match self {
+            Self::Ours(lock) => lock.get().parts()?.acquire_all(py, count, pending),
+            Self::Other(lock) => {
+                let lock = lock.bind(py);
+                (0..count).try_for_each(|_| lock.call_method0("acquire").map(drop))?;
+                pending.map_or(Ok(()), Err)
+            }
+        }
+    }
 }
 
 /// A condition variable over a lock. *Process-shared* words; a forked child inherits them.
-#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
+#[pyclass(frozen, subclass, module = "billiard._core")]
 pub struct Condition {
     parts: OnceLock<Parts>,
 }
@@ -41,7 +87,10 @@ impl Condition {
     }
 
     fn set_parts(&self, lock: Bound<'_, PyAny>, block: Arc<Block>) -> PyResult<()> {
-        let lock = AnyLock::new(lock);
+        let lock = match lock.cast_into::<SemLock>() {
+            Ok(ours) => Lock::Ours(ours.unbind()),
+            Err(other) => Lock::Other(other.into_inner().unbind()),
+        };
         let line = block.line();
         let again = self.parts.set(Parts { block, line, lock }).is_err();
         if again {
@@ -81,8 +130,8 @@ impl Parts {
         let count = self.words().notify(n);
         match &self.lock {
             _ if count == 0 => {}
-            AnyLock::Ours(lock) => lock.get().parts()?.defer(&self.line, count),
-            AnyLock::Other(_) => self.words().wake(count),
+            Lock::Ours(lock) => lock.get().parts()?.defer(&self.line, count),
+            Lock::Other(_) => self.words().wake(count),
         }
         Ok(())
     }
@@ -117,7 +166,10 @@ impl Condition {
 
     #[getter]
     fn _lock<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(self.parts()?.lock.object(py))
+        Ok(match &self.parts()?.lock {
+            Lock::Ours(lock) => lock.bind(py).as_any().clone(),
+            Lock::Other(lock) => lock.bind(py).clone(),
+        })
     }
 
     /// How many wait, and how many were notified but have not gone yet.
@@ -142,7 +194,13 @@ impl Condition {
     }
 
     fn __enter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.parts()?.lock.enter(py)
+        match &self.parts()?.lock {
+            Lock::Ours(lock) => {
+                let got = lock.get().enter(py)?;
+                Ok(pyo3::types::PyBool::new(py, got).to_owned().into_any())
+            }
+            Lock::Other(lock) => lock.bind(py).call_method0("__enter__"),
+        }
     }
 
     #[pyo3(signature = (exc_type=None, exc_value=None, traceback=None))]
@@ -153,9 +211,16 @@ impl Condition {
         exc_value: Option<&Bound<'py, PyAny>>,
         traceback: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.parts()?
-            .lock
-            .exit(py, [exc_type, exc_value, traceback])
+        match &self.parts()?.lock {
+            Lock::Ours(lock) => {
+                lock.get().parts()?.release()?;
+                Ok(None)
+            }
+            Lock::Other(lock) => {
+                let args = (exc_type, exc_value, traceback);
+                lock.bind(py).call_method1("__exit__", args).map(Some)
+            }
+        }
     }
 
     /// Releases the lock, waits until notified, and acquires it again. False after `timeout`
@@ -200,8 +265,10 @@ impl Condition {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        self.parts
-            .get()
-            .map_or(Ok(()), |parts| parts.lock.visit(&visit))
+        match self.parts.get().map(|parts| &parts.lock) {
+            Some(Lock::Ours(lock)) => visit.call(lock),
+            Some(Lock::Other(lock)) => visit.call(lock),
+            None => Ok(()),
+        }
     }
 }

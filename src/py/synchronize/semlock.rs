@@ -189,15 +189,19 @@ impl Parts {
     }
 
     #[inline]
-    pub fn release(&self) -> Result<(), Refused> {
+    pub fn release(&self) -> PyResult<()> {
+        let word = &self.line[WORD];
         if self.kind == SEMAPHORE {
-            semaphore::release(&self.line[WORD], self.max).map_err(|_| Refused::TooOften)?;
+            semaphore::release(word, self.max)
+                .map_err(|_| PyValueError::new_err("semaphore or lock released too many times"))?;
             self.add(-1);
             self.released();
             return Ok(());
         }
         if !self.is_mine() {
-            return Err(Refused::NotOwner);
+            return Err(PyAssertionError::new_err(
+                "attempt to release recursive lock not owned by thread",
+            ));
         }
         let depth = self.line[DEPTH].load(Ordering::Relaxed);
         if depth > 1 {
@@ -272,27 +276,9 @@ impl Parts {
     }
 }
 
-/// Why a release is an error.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    TooOften,
-    NotOwner,
-}
-
-impl From<Refused> for PyErr {
-    fn from(refused: Refused) -> Self {
-        match refused {
-            Refused::TooOften => PyValueError::new_err("semaphore or lock released too many times"),
-            Refused::NotOwner => {
-                PyAssertionError::new_err("attempt to release recursive lock not owned by thread")
-            }
-        }
-    }
-}
-
 /// A semaphore or recursive mutex in shared memory. *Process-shared* words; the object itself is
 /// *process-local*. A forked child inherits both: it does not own what its parent had acquired.
-#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
+#[pyclass(frozen, subclass, module = "billiard._core")]
 pub struct SemLock {
     parts: OnceLock<Parts>,
 }
@@ -301,20 +287,6 @@ impl SemLock {
     #[inline]
     pub fn parts(&self) -> PyResult<&Parts> {
         self.parts.get().ok_or_else(not_initialised)
-    }
-
-    /// Acquires it if that needs no waiting.
-    #[inline]
-    pub fn try_acquire(&self) -> bool {
-        self.parts.get().is_some_and(Parts::try_acquire)
-    }
-
-    /// Releases it if that is no error.
-    #[inline]
-    pub fn try_release(&self) -> bool {
-        self.parts
-            .get()
-            .is_some_and(|parts| parts.release().is_ok())
     }
 
     /// What `with` does.
@@ -445,7 +417,7 @@ impl SemLock {
     }
 
     fn release(&self) -> PyResult<()> {
-        Ok(self.parts()?.release()?)
+        self.parts()?.release()
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
@@ -460,7 +432,7 @@ impl SemLock {
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let _ = (exc_type, exc_value, traceback);
-        Ok(self.parts()?.release()?)
+        self.parts()?.release()
     }
 
     fn _count(&self) -> PyResult<i64> {

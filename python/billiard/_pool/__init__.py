@@ -1,0 +1,22 @@
+"""The inside of :mod:`billiard.pool`: one book, several drives.
+
+The *book* knows jobs, results, callbacks, workers, limits of restarts. A *drive* knows how a task
+gets to a worker, how a result comes back, how a death or a deadline is noticed.
+
+```
+ apply_async, map, imap ...      _submit.py    makes a job in the book, hands its tasks to the drive
+        │
+      Pool                       book.py       workers: start, reap, replace, grow, shrink, close
+        │  results.py  the jobs: ApplyResult, MapResult, IMapIterator
+        │
+      Drive                      drive.py      the seam; everything under it can be exchanged
+        ├── PassiveDrive         drive.py      threads=False: Celery's AsynPool overrides the hooks
+        ├── ThreadsDrive         threads.py    threads=True: handler threads over an Exchange
+        │     └── Exchange       exchange.py   one channel per worker, one poller
+        └── ThreadPoolDrive      threadpool.py workers that are threads
+      Worker                     worker.py     what runs in the child; wire.py what it sends
+      PoolThread and its kinds   handlers.py   the public handler classes, active in some drives
+```
+
+Imports go downwards. Classes that users see say that they live in ``billiard.pool``.
+"""

@@ -1,0 +1,42 @@
+"""Numbers that the pool, its workers and Celery agree on."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+
+# States of a pool and of its handler threads.
+RUN = 0
+CLOSE = 1
+TERMINATE = 2
+
+# First item of a message between a worker and the pool.
+ACK = 0  # the worker has accepted a task
+READY = 1  # a task has a result
+TASK = 2  # a task for the worker
+NACK = 3  # (to a worker that waits for leave) do not run it
+DEATH = 4  # the worker is about to exit
+
+# More of them, of workers that announce themselves.
+UP = 5  # the worker is ready for tasks
+UNFIT = 6  # it is not: its initializer has failed
+
+# Exit statuses of workers.
+EX_OK: int = getattr(os, "EX_OK", 0)
+EX_FAILURE = 1
+EX_RECYCLE = 0x9B  # has done its share of tasks, or used its share of memory
+
+#: the signal of a soft time limit
+SIG_SOFT_TIMEOUT: signal.Signals | None = getattr(signal, "SIGUSR1", None)
+SIGKILL = signal.SIGKILL
+
+#: seconds that a job whose worker has died may still get a result (passive drive)
+LOST_WORKER_TIMEOUT = 10.0
+#: how often, and how many seconds apart at most, an exiting worker looks whether all that it sent
+#: has been read
+GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT = 300
+GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL = 0.1
+
+#: numbers of jobs, for all pools of this process
+job_counter = itertools.count()

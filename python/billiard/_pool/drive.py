@@ -1,0 +1,325 @@
+"""The seam between the book and a drive, and the passive drive.
+
+The book (:class:`billiard.pool.Pool`) makes jobs and workers and decides what becomes of them. A
+drive moves tasks and results, and notices deaths and deadlines. A pool has one, for life.
+
+```
+ book calls drive                                     drive calls book
+ ────────────────                                     ────────────────
+ open()             before the first worker           pool._result_handler.on_state_change(message)
+ queues()           the ends for the next worker         (ACK, (job, i, time, pid, synq_fd))
+ started(worker)    it has a pid now                     (READY, (job, i, (success, value), inq_fd))
+ not_started(worker)                                     other kinds that a Worker subclass sends
+ start()            the handlers exist: begin         pool._maintain_pool()
+ submit_one(task)                                        reaps and replaces, by way of reap()
+ pool._taskqueue.put((tasks, set_length))             pool._task_lost(job, i, worker, exitcode)
+                    the queue is the drive's             the task of a worker that has died
+ reap()             see to the workers that exited    pool._forget_worker(worker)
+ wants_workers()    are they to be replaced?          pool.on_process_down(worker), if it is set
+ is_busy(worker), retire(worker), recall(), change()
+ fail(info)         no worker can be had
+ close(), join(), finalizer(), abort()
+```
+
+* A *task* is ``(TASK, (job, i, func, args, kwargs))``; ``job`` is the number of a job in the
+  pool's cache, ``i`` the number of the task in its job or None. A sequence of tasks has the
+  attribute ``job``; iterating it runs the user's iterable, which may block, be endless or raise
+  (then the job fails at that place). ``set_length``, if not None, is called with the number of
+  tasks in the end. Sequences keep their order, and single tasks queue up behind them.
+* Every task that was submitted ends with one outcome in its job: by READY, by ``_task_lost`` or
+  by ``job._set(i, (False, ExceptionInfo))``. A job ignores all outcomes but the first.
+* A task or an outcome that cannot be pickled or unpickled is a failure of that task.
+* The book may be called from any thread of the drive; for one worker in the order of events:
+  what it sent, then its end. No lock is held during the call that a callback could need.
+* ``submit_one`` and ``put`` are called by any thread of the program, and may be interrupted by a
+  signal handler that calls ``terminate``: the terminating path waits for no lock that is held
+  there.
+* A drive whose threads run does not keep the pool alive: it refers to it weakly. Jobs that are
+  not done refer to it strongly.
+* In a forked child of the pool's owner the drive is foreign: ``Pool._check_running`` raises, and
+  the drive has closed its descriptors there (``util.register_after_fork``).
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from time import monotonic
+
+from ..common import human_status
+from .constants import EX_OK, EX_RECYCLE, RUN
+from .handlers import WorkersJoined, stop_if_not_current
+from .log import debug, error
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from ..einfo import ExceptionInfo
+
+    Task = tuple[int, tuple[int, int | None, Callable[..., Any], Any, Any]]
+
+
+class Drive:
+    """What a drive can do; where there is a body it is enough for one without threads."""
+
+    #: held while workers are reaped and replaced
+    maintenance: AbstractContextManager[Any] = nullcontext()
+
+    def __init__(self, pool: Any) -> None:
+        raise NotImplementedError
+
+    # ---- the pool's life ----
+
+    def open(self) -> None:
+        """Make what workers need: called once, before the first of them is made.
+
+        Sets ``_taskqueue``, ``_quick_put`` and what else has a name in the pool.
+        """
+        raise NotImplementedError
+
+    def start(self) -> None:
+        """Begin: the first workers have been started and the pool has its handlers."""
+
+    def close(self) -> None:
+        """No more tasks will be submitted; workers may exit when all are done."""
+        raise NotImplementedError
+
+    def join(self) -> None:
+        """Wait until everything has ended, after :meth:`close` or the finalizer."""
+        raise NotImplementedError
+
+    def finalizer(self) -> Callable[..., object]:
+        """What terminates the pool: called without arguments, once, when it is told to, when it
+        is collected or when the program exits; perhaps within a signal handler. It must not refer
+        to the pool strongly if the drive has threads."""
+        raise NotImplementedError
+
+    def abort(self) -> None:
+        """The pool could not be made, its workers have been ended: leave nothing behind."""
+
+    # ---- tasks ----
+
+    def submit_one(self, task: Task) -> None:
+        """Take one task."""
+        raise NotImplementedError
+
+    def fail(self, info: ExceptionInfo) -> None:
+        """Let every task fail that no worker has begun, and any later one."""
+
+    # ---- workers ----
+
+    def queues(self) -> tuple[Any, Any, Any]:
+        """``(inq, outq, synq)`` for the next worker."""
+        raise NotImplementedError
+
+    def started(self, worker: Any) -> None:
+        """A worker process has been started."""
+
+    def not_started(self, worker: Any) -> None:
+        """A worker process, the last in the pool's list, could not be started."""
+
+    def reap(self, shutdown: bool = False) -> list[int | None]:
+        """Reap the workers that have exited and see to their tasks; returns exit statuses.
+
+        :raises WorkersJoined: ``shutdown`` is true and there are no workers (drives without
+            threads).
+        """
+        raise NotImplementedError
+
+    def wants_workers(self) -> bool:
+        """Whether workers that have ended are to be replaced."""
+        raise NotImplementedError
+
+    def is_busy(self, worker: Any) -> bool:
+        """Whether a worker has a task."""
+        raise NotImplementedError
+
+    def retire(self, worker: Any) -> bool:
+        """Give a worker no more tasks; false if it has one."""
+        return True
+
+    def recall(self) -> None:
+        """Let every worker exit when it is done with its task (their sentinels are set)."""
+
+    def change(self) -> None:
+        """The number of workers that the pool wants has changed."""
+
+
+class PassiveDrive(Drive):
+    """``threads=False``: somebody else's event loop calls the handlers.
+
+    One pair of queues for all workers. Celery's AsynPool overrides the hooks of ``Pool`` that lead
+    here; what is here serves a plain ``Pool(threads=False)``. Process-local; a forked child that
+    uses it takes part in the same queues.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        # A cycle, not a thread's reference: the collector can take both.
+        self.pool = pool
+
+    def open(self) -> None:
+        pool = self.pool
+        inqueue = pool._inqueue = pool._ctx.SimpleQueue()
+        outqueue = pool._outqueue = pool._ctx.SimpleQueue()
+        pool._quick_put = inqueue._writer.send
+        get = pool._quick_get = outqueue._reader.recv
+
+        def poll_result(timeout: float | None) -> tuple[bool, Any]:
+            if outqueue._reader.poll(timeout):
+                return True, get()
+            return False, None
+
+        pool._poll_result = poll_result
+
+    def queues(self) -> tuple[Any, Any, Any]:
+        return self.pool._inqueue, self.pool._outqueue, None
+
+    def submit_one(self, task: Task) -> None:
+        self.pool._quick_put(task)
+
+    def wants_workers(self) -> bool:
+        return bool(self.pool._state == RUN)
+
+    def is_busy(self, worker: Any) -> bool:
+        return any(worker.pid in job.worker_pids() for job in list(self.pool._cache.values()))
+
+    def reap(self, shutdown: bool = False) -> list[int | None]:
+        pool = self.pool
+        self._give_up_lost_jobs()
+        if shutdown and not pool._pool:
+            raise WorkersJoined
+        gone: dict[int, Any] = {}
+        exitcodes: dict[int, int | None] = {}
+        for i in reversed(range(len(pool._pool))):
+            worker = pool._pool[i]
+            exitcode = worker.exitcode
+            if worker._popen is not None and exitcode is None:
+                continue
+            debug("Supervisor: cleaning up worker %d", i)
+            if worker._popen is not None:
+                worker.join()
+            gone[worker.pid], exitcodes[worker.pid] = worker, exitcode
+            if exitcode not in (EX_OK, EX_RECYCLE) and not worker._controlled_termination:
+                status = human_status(exitcode)
+                error("Process %r pid:%r exited with %r", worker.name, worker.pid, status)
+            pool.process_flush_queues(worker)
+            del pool._pool[i]
+            pool._forget_worker(worker)
+        if gone:
+            self._see_to_jobs(gone, exitcodes)
+            for worker in gone.values():
+                if pool.on_process_down:
+                    if not shutdown:
+                        pool._process_cleanup_queues(worker)
+                    pool.on_process_down(worker)
+        return list(exitcodes.values())
+
+    def _give_up_lost_jobs(self) -> None:
+        """A dead worker's result may still be in the shared queue: for so long, and no longer."""
+        for job in list(self.pool._cache.values()):
+            if job._worker_lost and not job.ready():
+                since, exitcode = job._worker_lost
+                if monotonic() - since > job._lost_worker_timeout:
+                    self.pool.mark_as_worker_lost(job, exitcode)
+
+    def _see_to_jobs(self, gone: dict[int, Any], exitcodes: dict[int, int | None]) -> None:
+        pool = self.pool
+        there = {worker.pid for worker in pool._pool}
+        for job in list(pool._cache.values()):
+            # It may have been acked by one that was reaped before the ack was read.
+            pid = next((pid for pid in job.worker_pids() if pid not in there), None)
+            if pid is None:
+                for process in (job._write_to, job._scheduled_for):
+                    if process and not process._is_alive():
+                        pool.on_job_process_down(job, process.pid)
+                        break
+                continue
+            pool.on_job_process_down(job, pid)
+            if job.ready():
+                continue
+            exitcode = exitcodes.get(pid) or 0
+            if getattr(gone.get(pid), "_job_terminated", False):
+                job._set_terminated(exitcode)
+            else:
+                pool.on_job_process_lost(job, pid, exitcode)
+
+    def close(self) -> None:
+        pool = self.pool
+        pool._worker_handler.close()
+        pool._taskqueue.put(None)
+        stop_if_not_current(pool._worker_handler)
+
+    def join(self) -> None:
+        pool = self.pool
+        debug("joining worker handler")
+        stop_if_not_current(pool._worker_handler)
+        debug("joining task handler")
+        pool._stop_task_handler(pool._task_handler)
+        debug("joining result handler")
+        stop_if_not_current(pool._result_handler)
+        debug("result handler joined")
+        for worker in pool._pool:
+            if worker._popen is not None:
+                worker.join()
+        debug("pool join complete")
+
+    def finalizer(self) -> Callable[..., object]:
+        pool = self.pool
+        terminate = type(pool)._terminate_pool
+        args = (
+            pool._taskqueue,
+            pool._inqueue,
+            pool._outqueue,
+            pool._pool,
+            pool._worker_handler,
+            pool._task_handler,
+            pool._result_handler,
+            pool._cache,
+            pool._timeout_handler,
+            pool._help_stuff_finish_args(),
+        )
+        return lambda: terminate(*args)
+
+
+def terminate_passively(
+    cls: Any,
+    taskqueue: Any,
+    inqueue: Any,
+    outqueue: Any,
+    workers: list[Any],
+    worker_handler: Any,
+    task_handler: Any,
+    result_handler: Any,
+    timeout_handler: Any,
+    help_stuff_finish_args: tuple[Any, ...],
+) -> None:
+    """Terminate a pool whose handlers are not threads; ``cls`` has the hooks (see ``Pool``)."""
+    debug("finalizing pool")
+    worker_handler.terminate()
+    task_handler.terminate()
+    taskqueue.put(None)
+    cls._help_stuff_finish(*help_stuff_finish_args)
+    # The result handler is not terminated: results that are in the queue are still delivered.
+    cls._set_result_sentinel(outqueue, workers)
+    if timeout_handler is not None:
+        timeout_handler.terminate()
+    # After this no worker is added that the next loop would not see.
+    stop_if_not_current(worker_handler)
+    debug("terminating workers")
+    for worker in workers:
+        if worker._is_alive():
+            worker.terminate()
+    cls._stop_task_handler(task_handler)
+    debug("joining result handler")
+    result_handler.stop()
+    if timeout_handler is not None:
+        timeout_handler.stop()
+    debug("joining pool workers")
+    for worker in workers:
+        if worker.is_alive() and worker._popen is not None:
+            worker.join()
+    for queue in (inqueue, outqueue):
+        if queue:
+            queue.close()

@@ -1,0 +1,309 @@
+"""The part of the pool that takes work: apply, map, imap and their kinds."""
+
+from __future__ import annotations
+
+import itertools
+
+from . import checks
+from .constants import RUN, TASK
+from .results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from typing import Any
+
+    from .drive import Drive, Task
+
+
+def mapstar(args: tuple[Any, ...]) -> list[Any]:
+    """A chunk of ``map``: ``(func, items)``. Runs in the worker."""
+    return list(map(*args))
+
+
+def starmapstar(args: tuple[Any, Any]) -> list[Any]:
+    """A chunk of ``starmap``: ``(func, argument tuples)``. Runs in the worker."""
+    return list(itertools.starmap(args[0], args[1]))
+
+
+mapstar.__module__ = starmapstar.__module__ = "billiard.pool"
+
+
+class Tasks:
+    """The tasks of a job, made as they are asked for."""
+
+    def __init__(self, job: int, func: Callable[..., Any], items: Iterable[Any]) -> None:
+        self.job = job
+        self.func = func
+        self.items = items
+
+    def __iter__(self) -> Iterator[Task]:
+        job, func = self.job, self.func
+        for i, item in enumerate(self.items):
+            yield TASK, (job, i, func, (item,), {})
+
+
+class Submitting:
+    """Methods of ``Pool``."""
+
+    _cache: dict[int, Any]
+    _drive: Drive
+    _pool: list[Any]
+    _processes: int
+    _putlock: Any
+    _state: int
+    _taskqueue: Any
+    lost_worker_timeout: float
+    on_timeout_cancel: Callable[..., object] | None
+    on_timeout_set: Callable[..., object] | None
+    putlocks: bool
+    send_ack: Callable[..., object]
+    soft_timeout: float | None
+    synack: bool
+    threads: bool
+    timeout: float | None
+
+    def _check_running(self) -> None:
+        if self._state != RUN:
+            raise ValueError("Pool not running")
+
+    def _keep(self, job: Any) -> None:
+        """Let a job keep the pool alive until it is done."""
+        if self.threads:
+            job._pool = self
+
+    # ---- one task ----
+
+    def apply(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+    ) -> Any:
+        """Call ``func(*args, **kwds)`` in a worker and wait. See :meth:`apply_async`."""
+        return self.apply_async(func, args, kwds).get()
+
+    def apply_async(
+        self,
+        func: Callable[..., Any],
+        args: Iterable[Any] = (),
+        kwds: Mapping[str, Any] = {},
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[Any], object] | None = None,
+        accept_callback: Callable[[int, float], object] | None = None,
+        timeout_callback: Callable[..., object] | None = None,
+        waitforslot: bool | None = None,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        lost_worker_timeout: float | None = None,
+        callbacks_propagate: tuple[type[BaseException], ...] = (),
+        correlation_id: Any = None,
+    ) -> ApplyResult:
+        """Have ``func(*args, **kwds)`` called in a worker; returns at once.
+
+        :param callback: called with the value. :param error_callback: called with an
+            ``ExceptionInfo``.
+        :param accept_callback: called with the worker's pid and the time (monotonic seconds) when
+            a worker begins.
+        :param timeout_callback: called as ``f(soft=bool, timeout=seconds)`` past a limit.
+        :param waitforslot: wait here while as many jobs are under way as there are workers;
+            by default what the pool's ``putlocks`` says.
+        :param soft_timeout: seconds after which SoftTimeLimitExceeded is raised in the task.
+        :param timeout: seconds after which the worker is ended and the job fails with
+            TimeLimitExceeded. Limits count from the beginning of the task; 0 and None: the pool's.
+        :param lost_worker_timeout: seconds that the result may stay out after the worker's death
+            (pools with ``threads=False``; others know at once).
+        :param callbacks_propagate: exceptions of callbacks to raise, not to log.
+        :param correlation_id: kept as the result's attribute.
+        :raises ValueError: the pool has been closed.
+
+        What cannot be pickled fails the job, not this call. Callbacks run in a thread of the
+        pool and hold up all others. Origin: multiprocessing, most parameters billiard.
+        """
+        self._check_running()
+        for name, value in (
+            ("callback", callback),
+            ("error_callback", error_callback),
+            ("accept_callback", accept_callback),
+            ("timeout_callback", timeout_callback),
+        ):
+            if value is not None:
+                checks.function(name, value)
+        soft_timeout = checks.amount("soft_timeout", soft_timeout) or self.soft_timeout
+        timeout = checks.amount("timeout", timeout) or self.timeout
+        if lost_worker_timeout is not None:
+            checks.amount("lost_worker_timeout", lost_worker_timeout)
+        if self.putlocks if waitforslot is None else waitforslot:
+            self._wait_for_slot()
+        result = ApplyResult(
+            self._cache,
+            callback,
+            accept_callback,
+            timeout_callback,
+            error_callback,
+            soft_timeout,
+            timeout,
+            lost_worker_timeout or self.lost_worker_timeout,
+            on_timeout_set=self.on_timeout_set,
+            on_timeout_cancel=self.on_timeout_cancel,
+            callbacks_propagate=callbacks_propagate,
+            send_ack=self.send_ack if self.synack else None,
+            correlation_id=correlation_id,
+        )
+        self._keep(result)
+        try:
+            self._drive.submit_one((TASK, (result._job, None, func, args, kwds)))
+        except BaseException:
+            result.discard()
+            raise
+        return result
+
+    def _wait_for_slot(self) -> None:
+        if self._putlock is not None:
+            self._putlock.acquire()
+            # Closing lets everybody go who waits.
+            self._check_running()
+
+    # ---- many tasks, one result ----
+
+    def map(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """``list(map(func, iterable))`` in the workers. See :meth:`map_async`."""
+        return self.map_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+
+    def starmap(
+        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
+    ) -> list[Any]:
+        """As :meth:`map`, for items that are tuples of arguments."""
+        return self._map_async(func, iterable, starmapstar, chunksize).get()  # type: ignore[no-any-return]
+
+    def map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[Any], object] | None = None,
+    ) -> MapResult:
+        """Have ``func`` called for every item; returns at once.
+
+        :param chunksize: items that go to a worker at once; by default what gives every worker
+            about four chunks.
+        :param callback: called with the list of values. :param error_callback: called with the
+            first failure, which is the failure of the whole, as an ``ExceptionInfo``.
+        :raises ValueError: the pool has been closed, or ``chunksize`` is less than 1.
+
+        Origin: multiprocessing.
+        """
+        return self._map_async(func, iterable, mapstar, chunksize, callback, error_callback)
+
+    def starmap_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[Any], object] | None = None,
+    ) -> MapResult:
+        """As :meth:`map_async`, for items that are tuples of arguments."""
+        return self._map_async(func, iterable, starmapstar, chunksize, callback, error_callback)
+
+    def _map_async(
+        self,
+        func: Callable[..., Any],
+        iterable: Any,
+        mapper: Callable[..., Any],
+        chunksize: int | None = None,
+        callback: Callable[[Any], object] | None = None,
+        error_callback: Callable[[Any], object] | None = None,
+    ) -> MapResult:
+        self._check_running()
+        checks.function("callback", callback)
+        checks.function("error_callback", error_callback)
+        if chunksize is not None:
+            chunksize = checks.chunksize(chunksize)
+        if not hasattr(iterable, "__len__"):
+            iterable = list(iterable)
+        length = len(iterable)
+        if chunksize is None:
+            chunksize = -(-length // (max(1, self._processes) * 4))
+        result = MapResult(
+            self._cache, chunksize if length else 0, length, callback, error_callback
+        )
+        if length:
+            self._keep(result)
+            chunks = self._get_tasks(func, iterable, chunksize)
+            self._submit(result, Tasks(result._job, mapper, chunks), None)
+        return result
+
+    def _submit(
+        self, result: Any, tasks: Tasks, set_length: Callable[[int], object] | None
+    ) -> None:
+        try:
+            self._taskqueue.put((tasks, set_length))
+        except BaseException:
+            result.discard()
+            raise
+
+    @staticmethod
+    def _get_tasks(
+        func: Callable[..., Any], it: Iterable[Any], size: int
+    ) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+        it = iter(it)
+        while chunk := tuple(itertools.islice(it, size)):
+            yield func, chunk
+
+    # ---- many tasks, many results ----
+
+    def imap(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+    ) -> Any:
+        """An iterator over the values of ``func`` for the items, in order, as they arrive.
+
+        :param iterable: read as far ahead as the workers need; what it raises is raised at that
+            point of the iteration.
+        :param chunksize: items that go to a worker at once.
+        :raises ValueError: the pool has been closed, or ``chunksize`` is less than 1.
+
+        With a ``chunksize`` of 1 the iterator's ``next`` has a ``timeout`` in seconds.
+        Origin: multiprocessing.
+        """
+        return Submitting._imap(self, IMapIterator, func, iterable, chunksize, lost_worker_timeout)
+
+    def imap_unordered(
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int = 1,
+        lost_worker_timeout: float | None = None,
+    ) -> Any:
+        """As :meth:`imap`, in the order in which the values arrive."""
+        return Submitting._imap(
+            self, IMapUnorderedIterator, func, iterable, chunksize, lost_worker_timeout
+        )
+
+    def _imap(
+        self,
+        kind: type[IMapIterator],
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int,
+        lost_worker_timeout: float | None,
+    ) -> Any:
+        self._check_running()
+        chunksize = checks.chunksize(chunksize)
+        checks.amount("lost_worker_timeout", lost_worker_timeout)
+        items: Iterator[Any] = iter(iterable)
+        if chunksize > 1:
+            items, func = Submitting._get_tasks(func, items, chunksize), mapstar
+        result = kind(self._cache, lost_worker_timeout or self.lost_worker_timeout)
+        Submitting._keep(self, result)
+        Submitting._submit(self, result, Tasks(result._job, func, items), result._set_length)
+        if chunksize > 1:
+            return (item for chunk in result for item in chunk)
+        return result
