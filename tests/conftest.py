@@ -18,6 +18,7 @@ import pytest
 
 import billiard
 import billiard.util
+from billiard import resource_tracker
 
 START_METHODS = ("fork", "spawn", "forkserver")
 #: seconds that leftovers get to disappear by themselves (threads that are ending, zombies)
@@ -41,14 +42,19 @@ def ctx(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _permanent_helpers() -> Iterator[None]:
-    """Make what lives as long as the program (the fork server) before anything is counted."""
+    """Make what lives as long as the program before anything is counted.
+
+    That is the fork server, and the resource tracker of programs with `billiard.shared_memory`.
+    """
     faulthandler.enable()
+    resource_tracker.ensure_running()
     billiard.util.get_temp_dir()
     for method in START_METHODS:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()
         process.join()
     yield
+    resource_tracker._resource_tracker._stop()
 
 
 def _children() -> dict[int, str]:

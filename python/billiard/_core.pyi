@@ -107,6 +107,17 @@ def memory_file(data: bytes) -> int:
 def watch_process(pid: int) -> int:
     """A descriptor that becomes readable when process `pid`, no child of this one, ends."""
 
+# ---- src/py/shared_memory.rs ----
+
+def shm_allocate(fd: int, size: int) -> None:
+    """Give a new segment `size` bytes; OSError(ENOSPC) if there is no room."""
+
+def shm_open(name: str, flags: int, mode: int) -> int:
+    """A descriptor of the segment called `name`; `flags` and `mode` as for open(2)."""
+
+def shm_unlink(name: str) -> None:
+    """Remove the name of a segment."""
+
 # ---- src/py/util.rs ----
 
 def get_pdeathsig() -> int:

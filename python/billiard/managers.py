@@ -486,6 +486,13 @@ class SharedMemoryManager(BaseManager):
 
     _Server = SharedMemoryServer
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        from . import resource_tracker
+
+        # The server and this process are to have the same one.
+        resource_tracker.ensure_running()
+        super().__init__(*args, **kwargs)
+
     def SharedMemory(self, size: int) -> shared_memory.SharedMemory:
         """A new segment of `size` bytes; it is unlinked with the manager."""
         from .shared_memory import SharedMemory

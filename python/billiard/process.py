@@ -173,6 +173,11 @@ class BaseProcess:
         from . import util as util
 
         _cleanup()
+        if "billiard.shared_memory" in sys.modules:
+            # What the child may make there has to outlive it: a program has one tracker.
+            from . import resource_tracker
+
+            resource_tracker.ensure_running()
         self._popen = self._Popen(self)
         self._sentinel = self._popen.sentinel  # type: ignore[assignment]
         managers: Any = sys.modules.get("billiard._manager_proxies")

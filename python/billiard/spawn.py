@@ -189,14 +189,23 @@ def _message(
     context.set_spawning_popen(popen)
     try:
         process_part = reduction.ForkingPickler.dumps(process_obj)
-        tracker: Any = sys.modules.get("billiard.semaphore_tracker")
-        if tracker is not None and tracker._semaphore_tracker._fd is not None:
-            data["tracker"] = reduction.DupFd(tracker._semaphore_tracker._fd)
+        data["trackers"] = {
+            name: reduction.DupFd(fd)
+            for name in ("resource_tracker", "semaphore_tracker")
+            if (fd := _tracker_fd(name)) is not None
+        }
         if popen.method == "spawn":
             data["fds"] = popen._fds
         return b"".join((reduction.ForkingPickler.dumps(data), process_part))
     finally:
         context.set_spawning_popen(None)
+
+
+def _tracker_fd(name: str) -> int | None:
+    """What leads to the program's tracker, if this process knows of one."""
+    module = sys.modules.get(f"billiard.{name}")
+    fd: int | None = None if module is None else getattr(module, f"_{name}")._fd
+    return fd
 
 
 # ---- in the child ----
@@ -209,14 +218,14 @@ def spawn_main(
     if not is_forking(sys.argv):
         raise AssertionError("not the command line of a child")
     if tracker_fd is not None:
-        _use_tracker(tracker_fd)
+        _use_tracker("semaphore_tracker", tracker_fd)
     sys.exit(_main(pipe_handle))
 
 
-def _use_tracker(fd: int) -> None:
-    from . import semaphore_tracker
+def _use_tracker(name: str, fd: int) -> None:
+    from importlib import import_module
 
-    semaphore_tracker._semaphore_tracker._fd = fd
+    getattr(import_module(f"billiard.{name}"), f"_{name}")._fd = fd
 
 
 def _main(fd: int) -> int:
@@ -242,8 +251,8 @@ def prepare(data: dict[str, Any]) -> None:
     for fd in data.get("fds", ()):
         # Had to be inheritable to get here; not further.
         os.set_inheritable(fd, False)
-    if "tracker" in data:
-        _use_tracker(data["tracker"].detach())
+    for name, fd in data.get("trackers", {}).items():
+        _use_tracker(name, fd.detach())
     if "name" in data:
         current.name = data["name"]
     if "authkey" in data:

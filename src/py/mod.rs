@@ -12,6 +12,7 @@ mod connection;
 mod forkserver;
 mod heap;
 mod process;
+mod shared_memory;
 mod synchronize;
 mod util;
 
@@ -24,6 +25,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     forkserver::register(module)?;
     heap::register(module)?;
     process::register(module)?;
+    shared_memory::register(module)?;
     synchronize::register(module)?;
     util::register(module)?;
     Ok(())

@@ -17,5 +17,6 @@ pub mod prctl;
 pub mod process;
 pub mod reactor;
 pub mod segment;
+pub mod shm;
 pub mod spawn;
 pub mod template;
