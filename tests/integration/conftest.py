@@ -88,6 +88,5 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = yield
     running = getattr(item, "funcargs", {}).get("worker")
     if report.failed and isinstance(running, Worker):
-        tail = running.log.read_text().splitlines()[-60:]
-        report.sections.append(("worker log", "\n".join(tail)))
+        report.sections.append(("worker log", running.log_tail()))
     return report

@@ -161,8 +161,12 @@ class Worker:
         with Watched(self.process.pid) as watched:
             ready = select.select([reading, watched._descriptor], [], [], PATIENCE)[0]
         if reading not in ready:
-            pytest.fail(f"the worker is not ready after {PATIENCE} s:\n{self.log.read_text()}")
+            pytest.fail(f"the worker is not ready after {PATIENCE} s:\n{self.log_tail()}")
         return dict(json.loads(os.read(reading, 1 << 16)))
+
+    def log_tail(self) -> str:
+        """The end of the log, short enough to be read in a report."""
+        return "\n".join(self.log.read_text().splitlines()[-40:])
 
     def stop(self) -> int | None:
         """Warm shutdown; the exit status. What does not go is killed and fails the test."""
@@ -175,7 +179,7 @@ class Worker:
             left = end_session(self.process.pid, patience=5.0)
             self.process.wait()
             if left:
-                pytest.fail(f"killed {left}, which the worker left:\n{self.log.read_text()}")
+                pytest.fail(f"killed {left}, which the worker left:\n{self.log_tail()}")
 
 
 class Client:
