@@ -260,7 +260,7 @@ def report(totals: Totals) -> None:
     print(f"imports of {len(ranked):,} modules, most used: {shown}")
     if totals.longest is not None:
         print(f"longest function: {totals.longest}")
-    print(f"{len(totals.unparsed)} files do not parse:")
+    print(f"{len(totals.unparsed)} files do not parse" + ":" * bool(totals.unparsed))
     for one in totals.unparsed:
         print(f"  {one.path}: {one.error}")
 
