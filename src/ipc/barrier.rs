@@ -425,13 +425,14 @@ mod tests {
     #[test]
     fn many_rounds_with_more_threads_than_parties() {
         let words = words();
-        let (rounds, actions) = (200, AtomicU64::new(0));
+        // Tickets, not rounds of each: one thread with rounds left would wait for itself.
+        let (tickets, actions) = (AtomicU64::new(0), AtomicU64::new(0));
         std::thread::scope(|scope| {
             for _ in 0..4 {
-                let (words, actions) = (&words, &actions);
+                let (words, tickets, actions) = (&words, &tickets, &actions);
                 scope.spawn(move || {
                     let barrier = Barrier(words);
-                    for _ in 0..rounds {
+                    while tickets.fetch_add(1, Ordering::Relaxed) < 800 {
                         let arrival = loop {
                             match barrier.arrive(2, true, 1).unwrap() {
                                 Some(arrival) => break arrival,
