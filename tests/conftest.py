@@ -49,6 +49,7 @@ def _permanent_helpers() -> Iterator[None]:
     faulthandler.enable()
     resource_tracker.ensure_running()
     billiard.util.get_temp_dir()
+    billiard.Lock()  # the arena of shared words
     for method in START_METHODS:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()

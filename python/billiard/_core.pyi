@@ -185,6 +185,52 @@ class Block:
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
+# ---- src/py/sharedctypes.rs ----
+
+@disjoint_base
+class Guarded:
+    """An object and its lock. Process-local; what they stand for is shared."""
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def __init__(self, obj: Any, lock: Any) -> None: ...
+    @property
+    def _obj(self) -> Any:
+        """The object."""
+
+    @property
+    def _lock(self) -> Any:
+        """The lock."""
+
+    def get_obj(self) -> Any:
+        """The object, which can be used without the lock."""
+
+    def get_lock(self) -> Any:
+        """The lock."""
+
+    def acquire(self, *args: Any, **kwargs: Any) -> Any:
+        """Acquires the lock."""
+
+    def release(self) -> Any:
+        """Releases the lock."""
+
+    def __enter__(self) -> Any: ...
+    def __exit__(
+        self, exc_type: object = None, exc_value: object = None, traceback: object = None
+    ) -> Any: ...
+    if sys.version_info >= (3, 12):
+        def __buffer__(self, flags: int, /) -> memoryview: ...
+
+@final
+class GuardedField:
+    """An attribute of a guarded object, got and set with the lock held. Process-local."""
+
+    def __new__(cls, name: str) -> GuardedField: ...
+    def __get__(self, instance: object, owner: object = None, /) -> Any: ...
+    def __set__(self, instance: object, value: object, /) -> None: ...
+    @property
+    def __name__(self) -> str:
+        """The attribute."""
+
 # ---- src/py/synchronize ----
 
 @disjoint_base
@@ -203,9 +249,7 @@ class SemLock:
         """Releases it."""
 
     def __enter__(self) -> bool: ...
-    def __exit__(
-        self, exc_type: object = None, exc_value: object = None, traceback: object = None
-    ) -> None: ...
+    def __exit__(self, *args: object) -> None: ...
     def _count(self) -> int:
         """How often this process holds it."""
 

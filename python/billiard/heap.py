@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import os
 import sys
-import weakref
 
-from . import context, reduction, util
+from . import context
 from ._core import Block as Block
 from ._core import Segment
 
@@ -34,19 +33,18 @@ class _Lent:
     """A segment in the pickle of a child that is being started."""
 
     def __init__(self, segment: Segment) -> None:
-        self._loan = segment.lend()  # held until the child is gone, see `_lent`
-        self._state = (segment.id, reduction.DupFd(segment.fd), self._loan.promises)
+        self._segment = segment
+        self._loan = segment.lend()  # held until the child is gone, see `lend`
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _borrow_segment, self._state
+        from .reduction import DupFd
+
+        # Once per pickle. What is refused may be pickled again, and asks for the descriptor again.
+        return _borrow_segment, (self._segment.id, DupFd(self._segment.fd), self._loan.promises)
 
 
 def _borrow_segment(segment_id: bytes, fd: Any, promises: list[Any]) -> Segment:
     return Segment.borrow(segment_id, fd.detach(), promises)
-
-
-#: what each child that was started from here has got: its `Popen` -> segments
-_lent: weakref.WeakKeyDictionary[Any, dict[bytes, _Lent]] = weakref.WeakKeyDictionary()
 
 
 def lend(block: Block) -> tuple[Any, int, int]:
@@ -56,7 +54,8 @@ def lend(block: Block) -> tuple[Any, int, int]:
     descriptor of the memory behind our back.
     """
     context.assert_spawning(block)
-    segments = _lent.setdefault(context.get_spawning_popen(), {})
+    # With the child's Popen, which lives as long as the child is ours.
+    segments = vars(context.get_spawning_popen()).setdefault("_lent_segments", {})
     segment = block.segment
     if segment.id not in segments:
         segments[segment.id] = _Lent(segment)
@@ -81,6 +80,8 @@ class Arena:
     def __init__(self, size: int, fd: int = -1) -> None:
         import mmap
 
+        from .util import Finalize
+
         if fd == -1:
             fd = os.memfd_create("billiard", os.MFD_CLOEXEC)
             try:
@@ -90,23 +91,25 @@ class Arena:
                 raise
         self.size = size
         self.fd = fd
-        util.Finalize(self, os.close, (fd,))
+        Finalize(self, os.close, (fd,))
         self.buffer = mmap.mmap(fd, size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return reduce_arena(self)
 
 
 def reduce_arena(a: Arena) -> tuple[Any, ...]:
     """How an `Arena` is pickled for another process."""
     if a.fd == -1:
         raise ValueError("an arena without a descriptor cannot be pickled")
-    return rebuild_arena, (a.size, reduction.DupFd(a.fd))
+    from .reduction import DupFd
+
+    return rebuild_arena, (a.size, DupFd(a.fd))
 
 
 def rebuild_arena(size: int, dupfd: Any) -> Arena:
     """The `Arena` in the other process."""
     return Arena(size, dupfd.detach())
-
-
-reduction.register(Arena, reduce_arena)
 
 
 class Heap:

@@ -56,6 +56,7 @@ class SemLock(_core.SemLock):
     with all start methods. Raises OSError (EINVAL) for a value out of range.
     """
 
+    __slots__ = ()
     _rand = _Names()
 
     def __init__(
@@ -104,6 +105,8 @@ class SemLock(_core.SemLock):
 class Semaphore(SemLock):
     """A counter that `acquire` waits to be above zero (origin: multiprocessing)."""
 
+    __slots__ = ()
+
     def __init__(self, value: int = 1, ctx: BaseContext | None = None) -> None:
         _core.SemLock.__init__(self, SEMAPHORE, value, SEM_VALUE_MAX)
 
@@ -122,6 +125,8 @@ class Semaphore(SemLock):
 class BoundedSemaphore(Semaphore):
     """A semaphore that is never released above its first value (origin: multiprocessing)."""
 
+    __slots__ = ()
+
     def __init__(self, value: int = 1, ctx: BaseContext | None = None) -> None:
         _core.SemLock.__init__(self, SEMAPHORE, value, value)
 
@@ -135,6 +140,8 @@ class BoundedSemaphore(Semaphore):
 
 class Lock(SemLock):
     """A lock that any process may release (origin: multiprocessing)."""
+
+    __slots__ = ()
 
     def __init__(self, ctx: BaseContext | None = None) -> None:
         _core.SemLock.__init__(self, SEMAPHORE, 1, 1)
@@ -152,6 +159,8 @@ class RLock(SemLock):
 
     If a process dies with it, the next one to acquire it gets `OwnerDiedError`, and owns it.
     """
+
+    __slots__ = ()
 
     def __init__(self, ctx: BaseContext | None = None) -> None:
         _core.SemLock.__init__(self, RECURSIVE_MUTEX, 1, 1)

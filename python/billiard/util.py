@@ -56,6 +56,9 @@ __all__ = [
 PR_GET_PDEATHSIG = 2
 PR_SET_PDEATHSIG = 1
 
+#: whether Unix sockets may have names that are no files (origin: multiprocessing)
+abstract_sockets_supported = sys.platform == "linux"
+
 # ---- logging ----
 
 NOTSET = 0
@@ -385,6 +388,18 @@ def _exit_function() -> None:
 
 # threading is imported above, so that its own exit handler comes first.
 atexit.register(_exit_function)
+
+
+def _cleanup_tests() -> None:
+    """Run the finalizers and end the program's helper processes: for the end of a test run."""
+    import gc
+
+    _run_finalizers()
+    helpers = {"forkserver": "_forkserver", "resource_tracker": "_resource_tracker"}
+    for module, helper in helpers.items():
+        if loaded := sys.modules.get(f"{__package__}.{module}"):
+            getattr(loaded, helper)._stop()
+    gc.collect()
 
 # ---- fork-aware objects ----
 

@@ -14,5 +14,6 @@ pub mod owned;
 pub mod ring;
 pub mod semaphore;
 pub mod sleepers;
+pub mod spin;
 pub mod wait;
 pub mod word;

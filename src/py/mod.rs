@@ -10,9 +10,11 @@ pub mod error;
 
 mod connection;
 mod forkserver;
+mod framing;
 mod heap;
 mod process;
 mod shared_memory;
+mod sharedctypes;
 mod synchronize;
 mod util;
 
@@ -26,6 +28,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     heap::register(module)?;
     process::register(module)?;
     shared_memory::register(module)?;
+    sharedctypes::register(module)?;
     synchronize::register(module)?;
     util::register(module)?;
     Ok(())

@@ -85,7 +85,7 @@ fn broken() -> PyErr {
 
 /// A point that a number of parties reach together. *Process-shared* words; a forked child
 /// inherits them.
-#[pyclass(frozen, subclass, module = "billiard._core")]
+#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Barrier {
     parts: OnceLock<Parts>,
 }

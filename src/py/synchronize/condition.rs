@@ -8,7 +8,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
-use super::semlock::SemLock;
+use super::anylock::AnyLock;
 use crate::ipc::arena::Block;
 use crate::ipc::condition::{self, Ticket};
 use crate::py::block::{Deadline, block_on};
@@ -20,57 +20,11 @@ use crate::sys::memory::LineRef;
 struct Parts {
     block: Arc<Block>,
     line: LineRef,
-    lock: Lock,
-}
-
-/// The lock of a condition.
-#[derive(Debug)]
-enum Lock {
-    Ours(Py<SemLock>),
-    /// Anything with `acquire`, `release` and, in `_semlock`, `_is_mine` and `_count`.
-    Other(Py<PyAny>),
-}
-
-impl Lock {
-    fn is_mine(&self, py: Python<'_>) -> PyResult<bool> {
-        match self {
-            Self::Ours(lock) => Ok(lock.get().parts()?.is_mine()),
-            Self::Other(lock) => {
-                let inner = lock.bind(py).getattr("_semlock")?;
-                inner.call_method0("_is_mine")?.is_truthy()
-            }
-        }
-    }
-
-    fn release_all(&self, py: Python<'_>) -> PyResult<i64> {
-        match self {
-            Self::Ours(lock) => lock.get().parts()?.release_all(),
-            Self::Other(lock) => {
-                let lock = lock.bind(py);
-                let count: i64 = lock
-                    .getattr("_semlock")?
-                    .call_method0("_count")?
-                    .extract()?;
-                (0..count).try_for_each(|_| lock.call_method0("release").map(drop))?;
-                Ok(count)
-            }
-        }
-    }
-
-    fn acquire_all(&self, py: Python<'_>, count: i64, pending: Option<PyErr>) -> PyResult<()> {
-        match self {
-            Self::Ours(lock) => lock.get().parts()?.acquire_all(py, count, pending),
-            Self::Other(lock) => {
-                let lock = lock.bind(py);
-                (0..count).try_for_each(|_| lock.call_method0("acquire").map(drop))?;
-                pending.map_or(Ok(()), Err)
-            }
-        }
-    }
+    lock: AnyLock,
 }
 
 /// A condition variable over a lock. *Process-shared* words; a forked child inherits them.
-#[pyclass(frozen, subclass, module = "billiard._core")]
+#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Condition {
     parts: OnceLock<Parts>,
 }
@@ -87,10 +41,7 @@ impl Condition {
     }
 
     fn set_parts(&self, lock: Bound<'_, PyAny>, block: Arc<Block>) -> PyResult<()> {
-        let lock = match lock.cast_into::<SemLock>() {
-            Ok(ours) => Lock::Ours(ours.unbind()),
-            Err(other) => Lock::Other(other.into_inner().unbind()),
-        };
+        let lock = AnyLock::new(lock);
         let line = block.line();
         let again = self.parts.set(Parts { block, line, lock }).is_err();
         if again {
@@ -130,8 +81,8 @@ impl Parts {
         let count = self.words().notify(n);
         match &self.lock {
             _ if count == 0 => {}
-            Lock::Ours(lock) => lock.get().parts()?.defer(&self.line, count),
-            Lock::Other(_) => self.words().wake(count),
+            AnyLock::Ours(lock) => lock.get().parts()?.defer(&self.line, count),
+            AnyLock::Other(_) => self.words().wake(count),
         }
         Ok(())
     }
@@ -166,10 +117,7 @@ impl Condition {
 
     #[getter]
     fn _lock<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        Ok(match &self.parts()?.lock {
-            Lock::Ours(lock) => lock.bind(py).as_any().clone(),
-            Lock::Other(lock) => lock.bind(py).clone(),
-        })
+        Ok(self.parts()?.lock.object(py))
     }
 
     /// How many wait, and how many were notified but have not gone yet.
@@ -194,13 +142,7 @@ impl Condition {
     }
 
     fn __enter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        match &self.parts()?.lock {
-            Lock::Ours(lock) => {
-                let got = lock.get().enter(py)?;
-                Ok(pyo3::types::PyBool::new(py, got).to_owned().into_any())
-            }
-            Lock::Other(lock) => lock.bind(py).call_method0("__enter__"),
-        }
+        self.parts()?.lock.enter(py)
     }
 
     #[pyo3(signature = (exc_type=None, exc_value=None, traceback=None))]
@@ -211,16 +153,9 @@ impl Condition {
         exc_value: Option<&Bound<'py, PyAny>>,
         traceback: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        match &self.parts()?.lock {
-            Lock::Ours(lock) => {
-                lock.get().parts()?.release()?;
-                Ok(None)
-            }
-            Lock::Other(lock) => {
-                let args = (exc_type, exc_value, traceback);
-                lock.bind(py).call_method1("__exit__", args).map(Some)
-            }
-        }
+        self.parts()?
+            .lock
+            .exit(py, [exc_type, exc_value, traceback])
     }
 
     /// Releases the lock, waits until notified, and acquires it again. False after `timeout`
@@ -265,10 +200,8 @@ impl Condition {
     }
 
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
-        match self.parts.get().map(|parts| &parts.lock) {
-            Some(Lock::Ours(lock)) => visit.call(lock),
-            Some(Lock::Other(lock)) => visit.call(lock),
-            None => Ok(()),
-        }
+        self.parts
+            .get()
+            .map_or(Ok(()), |parts| parts.lock.visit(&visit))
     }
 }

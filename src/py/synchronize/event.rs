@@ -17,7 +17,7 @@ use crate::sys::memory::LineRef;
 const WORD: usize = 0;
 
 /// A flag that processes wait for. *Process-shared* word; a forked child inherits it.
-#[pyclass(frozen, subclass, module = "billiard._core")]
+#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Event {
     parts: OnceLock<(Arc<Block>, LineRef)>,
 }

@@ -189,19 +189,15 @@ impl Parts {
     }
 
     #[inline]
-    pub fn release(&self) -> PyResult<()> {
-        let word = &self.line[WORD];
+    pub fn release(&self) -> Result<(), Refused> {
         if self.kind == SEMAPHORE {
-            semaphore::release(word, self.max)
-                .map_err(|_| PyValueError::new_err("semaphore or lock released too many times"))?;
+            semaphore::release(&self.line[WORD], self.max).map_err(|_| Refused::TooOften)?;
             self.add(-1);
             self.released();
             return Ok(());
         }
         if !self.is_mine() {
-            return Err(PyAssertionError::new_err(
-                "attempt to release recursive lock not owned by thread",
-            ));
+            return Err(Refused::NotOwner);
         }
         let depth = self.line[DEPTH].load(Ordering::Relaxed);
         if depth > 1 {
@@ -276,9 +272,27 @@ impl Parts {
     }
 }
 
+/// Why a release is an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    TooOften,
+    NotOwner,
+}
+
+impl From<Refused> for PyErr {
+    fn from(refused: Refused) -> Self {
+        match refused {
+            Refused::TooOften => PyValueError::new_err("semaphore or lock released too many times"),
+            Refused::NotOwner => {
+                PyAssertionError::new_err("attempt to release recursive lock not owned by thread")
+            }
+        }
+    }
+}
+
 /// A semaphore or recursive mutex in shared memory. *Process-shared* words; the object itself is
 /// *process-local*. A forked child inherits both: it does not own what its parent had acquired.
-#[pyclass(frozen, subclass, module = "billiard._core")]
+#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct SemLock {
     parts: OnceLock<Parts>,
 }
@@ -287,6 +301,20 @@ impl SemLock {
     #[inline]
     pub fn parts(&self) -> PyResult<&Parts> {
         self.parts.get().ok_or_else(not_initialised)
+    }
+
+    /// Acquires it if that needs no waiting.
+    #[inline]
+    pub fn try_acquire(&self) -> bool {
+        self.parts.get().is_some_and(Parts::try_acquire)
+    }
+
+    /// Releases it if that is no error.
+    #[inline]
+    pub fn try_release(&self) -> bool {
+        self.parts
+            .get()
+            .is_some_and(|parts| parts.release().is_ok())
     }
 
     /// What `with` does.
@@ -417,7 +445,7 @@ impl SemLock {
     }
 
     fn release(&self) -> PyResult<()> {
-        self.parts()?.release()
+        Ok(self.parts()?.release()?)
     }
 
     fn __enter__(&self, py: Python<'_>) -> PyResult<bool> {
@@ -432,7 +460,7 @@ impl SemLock {
         traceback: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let _ = (exc_type, exc_value, traceback);
-        self.parts()?.release()
+        Ok(self.parts()?.release()?)
     }
 
     fn _count(&self) -> PyResult<i64> {

@@ -1,0 +1,104 @@
+//! When to look on for a moment instead of sleeping at once.
+//!
+//! Going to sleep and being woken costs tens of microseconds, of which the waking side pays some.
+//! Looking on saves both if the other side, on another processor, is about to answer. Otherwise it
+//! is time stolen from somebody who could work, on a loaded machine from the very process that is
+//! being waited for. So each waiter remembers whether its last spins paid.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// The longest spin.
+const SPIN: Duration = Duration::from_micros(10);
+
+/// Certainty that a spin pays.
+const SURE: u32 = 256;
+/// Below it, spins are rare trials.
+const DOUBTFUL: u32 = SURE / 4;
+/// One wait in so many is a trial.
+const TRIAL: u32 = 64;
+
+/// How spinning has paid lately, for one waiter. Process-local; a forked child starts from what its
+/// parent had learnt.
+///
+/// ```text
+///              spin paid: trust rises by an eighth of what is missing
+///  rare trials ──────────────────────────────────────────────────────► a spin before every sleep
+///  (1 in 64)   ◄──────────────────────────────────────────────────────
+///              spin in vain: trust falls by a quarter
+/// ```
+#[derive(Debug, Default)]
+pub struct Spinner {
+    trust: AtomicU32,
+    waits: AtomicU32,
+}
+
+impl Spinner {
+    /// Calls `look` until it finds something or the spin is over; does not begin where that has not
+    /// paid. `many_cpus` is asked before a trial: alone on a processor, spinning is in vain.
+    pub fn spin<T>(
+        &self,
+        many_cpus: impl FnOnce() -> bool,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Option<T> {
+        let trust = self.trust.load(Ordering::Relaxed);
+        if trust < DOUBTFUL {
+            let wait = self.waits.fetch_add(1, Ordering::Relaxed);
+            if wait % TRIAL != TRIAL - 1 || !many_cpus() {
+                return None;
+            }
+        }
+        let start = Instant::now();
+        let mut found = None;
+        while found.is_none() && start.elapsed() < SPIN {
+            std::hint::spin_loop();
+            found = look();
+        }
+        let trust = match found {
+            Some(_) => trust + (SURE - trust).div_ceil(8),
+            None => trust - trust.div_ceil(4),
+        };
+        self.trust.store(trust, Ordering::Relaxed);
+        found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spins(spinner: &Spinner, waits: u32, finds: bool) -> u32 {
+        let mut begun = 0;
+        for _ in 0..waits {
+            let mut looked = false;
+            spinner.spin(
+                || true,
+                || {
+                    looked = true;
+                    finds.then_some(())
+                },
+            );
+            begun += u32::from(looked);
+        }
+        begun
+    }
+
+    #[test]
+    fn spins_only_while_it_pays() {
+        let spinner = Spinner::default();
+        assert_eq!(spins(&spinner, 2 * TRIAL, false), 2);
+        // three lucky trials, then every time
+        spins(&spinner, 3 * TRIAL, true);
+        assert_eq!(spins(&spinner, 100, true), 100);
+        assert!(spins(&spinner, 2 * TRIAL, false) < 10);
+        assert_eq!(spins(&spinner, 2 * TRIAL, false), 2);
+    }
+
+    #[test]
+    fn alone_on_a_processor_it_does_not() {
+        let spinner = Spinner::default();
+        for _ in 0..2 * TRIAL {
+            assert_eq!(spinner.spin(|| false, || Some(())), None);
+        }
+    }
+}
