@@ -20,8 +20,17 @@ class Framing:
     def recv(self, fd: int, maxlength: int | None = None, /) -> bytes | None:
         """Receives one message; None if its length is above `maxlength` or cannot be true."""
 
+    def recv_pickle(self, fd: int, /) -> Buffer | None:
+        """Receives one message to be unpickled and forgotten; None if its length cannot be true."""
+
     def recv_into(self, fd: int, buffer: Buffer, offset: int, /) -> int | bytes | None:
         """Receives one message into `buffer`: its length, or the message if it does not fit."""
+
+@final
+class Lent:
+    """A message in memory that is used again when the object has gone. Process-local."""
+
+    def __len__(self) -> int: ...
 
 def send_offset(fd: int, buf: Buffer, offset: int) -> int:
     """Writes `buf` from byte `offset` on; returns the number of bytes written."""

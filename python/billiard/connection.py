@@ -245,9 +245,7 @@ class _ConnectionBase:
 
     def recv(self) -> Any:
         """Receive an object. From multiprocessing; errors as in `recv_bytes`."""
-        self._check_closed()
-        self._check_readable()
-        return ForkingPickler.loads(self._recv_bytes())
+        return ForkingPickler.loads(self._recv_pickle())
 
     def poll(self, timeout: float | None = 0.0) -> bool:
         """Whether there is something to receive within `timeout` seconds (None: no limit).
@@ -263,6 +261,15 @@ class _ConnectionBase:
 
     def _recv_bytes(self, maxsize: int | None = None) -> bytes:
         message = self._framing.recv(self._handle, maxsize)  # type: ignore[arg-type]
+        if message is None:
+            self._bad_message_length()
+        return message
+
+    def _recv_pickle(self) -> Buffer:
+        """A message for `loads`, not to be kept: its memory serves again."""
+        self._check_closed()
+        self._check_readable()
+        message = self._framing.recv_pickle(self._handle)  # type: ignore[arg-type]
         if message is None:
             self._bad_message_length()
         return message

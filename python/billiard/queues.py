@@ -420,6 +420,12 @@ class SimpleQueue(_SimpleQueue):
         with self._rlock:
             return self._reader.recv_bytes()
 
+    def get(self) -> Any:
+        """Wait for an object and take it out."""
+        with self._rlock:
+            message = self._reader._recv_pickle()
+        return ForkingPickler.loads(message)
+
     def send_payload(self, value: Buffer) -> None:
         """Put a message in as it is: a pickle, for `get` to understand it."""
         with self._wlock:

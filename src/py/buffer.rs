@@ -63,17 +63,26 @@ impl Incoming {
     pub fn address(&self) -> usize {
         self.0.buf_ptr() as usize
     }
+}
 
-    /// The whole buffer, to look at what has been received so far.
-    pub fn source(&self) -> Source<'_> {
-        // SAFETY: as in `Outgoing::source`.
-        unsafe { Source::from_raw(self.0.buf_ptr().cast(), self.0.len_bytes()) }
-    }
+/// Memory that messages are received into.
+pub trait Room {
+    /// All of it, to receive into.
+    fn target(&mut self) -> Target<'_>;
 
-    /// The whole buffer, to receive into.
-    pub fn target(&mut self) -> Target<'_> {
+    /// All of it, to look at what has been received so far.
+    fn source(&self) -> Source<'_>;
+}
+
+impl Room for Incoming {
+    fn target(&mut self) -> Target<'_> {
         // SAFETY: as in `Outgoing::source`, and it is writable: `get` has checked.
         unsafe { Target::from_raw(self.0.buf_ptr().cast(), self.0.len_bytes()) }
+    }
+
+    fn source(&self) -> Source<'_> {
+        // SAFETY: as in `Outgoing::source`.
+        unsafe { Source::from_raw(self.0.buf_ptr().cast(), self.0.len_bytes()) }
     }
 }
 

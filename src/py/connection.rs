@@ -9,9 +9,10 @@ use pyo3::exceptions::{PyEOFError, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 
 use super::block::{Deadline, block_on};
-use super::buffer::{Incoming, Outgoing};
+use super::buffer::{Incoming, Outgoing, Room};
 use super::error::os_error;
 use super::framing::{Framing, write_all};
+use super::lent::Lent;
 use crate::sys::fdpass;
 use crate::sys::io::{self, Source};
 use crate::sys::poll::{PollSet, Readiness, poll_one};
@@ -151,6 +152,7 @@ fn invalid(fd: RawFd) -> PyErr {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Framing>()?;
+    module.add_class::<Lent>()?;
     module.add_function(wrap_pyfunction!(send_offset, module)?)?;
     module.add_function(wrap_pyfunction!(read, module)?)?;
     module.add_function(wrap_pyfunction!(sendfd, module)?)?;

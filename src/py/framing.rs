@@ -10,8 +10,9 @@ use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
 
 use super::block::{Deadline, block_on};
-use super::buffer::{BytesInMaking, Incoming, Outgoing};
+use super::buffer::{BytesInMaking, Incoming, Outgoing, Room};
 use super::error::os_error;
+use super::lent::{LEAST, Lent, MOST};
 use crate::ipc::frame::{Decoder, Header, next_room};
 use crate::ipc::spin::Spinner;
 use crate::sys::io::{self, Source, Target};
@@ -116,11 +117,39 @@ impl Framing {
         maxlength: Option<u64>,
     ) -> PyResult<Option<Py<PyBytes>>> {
         let mut partial = self.incoming.lock().take().unwrap_or_default();
-        let outcome = receive(py, fd, maxlength, &mut partial, &self.habits);
+        let mut outcome = receive_length(py, fd, maxlength, &mut partial.decoder, &self.habits);
+        if let Ok(Outcome::Whole) = outcome {
+            outcome = receive_body(py, fd, &mut partial);
+        }
         let whole = self.settle(partial, outcome)?;
         Ok(whole
             .and_then(|partial| partial.body)
             .map(BytesInMaking::finish))
+    }
+
+    /// Receives one message to be unpickled: as `bytes`, or in memory that is used again when the
+    /// object returned has gone; `None` if its length cannot be true.
+    #[pyo3(signature = (fd, /))]
+    fn recv_pickle<'py>(&self, py: Python<'py>, fd: RawFd) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let mut partial = self.incoming.lock().take().unwrap_or_default();
+        let mut outcome = receive_length(py, fd, None, &mut partial.decoder, &self.habits);
+        let size = partial.decoder.size().unwrap_or_default();
+        let mut lent = None;
+        match &outcome {
+            Ok(Outcome::Whole) if partial.body.is_none() && (LEAST..=MOST).contains(&size) => {
+                let room = lent.insert(Lent::new(size));
+                outcome = receive_into(py, fd, &mut partial, room, 0);
+            }
+            Ok(Outcome::Whole) => outcome = receive_body(py, fd, &mut partial),
+            _ => {}
+        }
+        let Some(partial) = self.settle(partial, outcome)? else {
+            return Ok(None);
+        };
+        Ok(Some(match (partial.body, lent) {
+            (None, Some(lent)) => Bound::new(py, lent)?.into_any(),
+            (body, _) => body.map(BytesInMaking::finish).into_pyobject(py)?,
+        }))
     }
 
     /// Receives one message into `buffer` from byte `offset` on and returns its length; the message
@@ -138,21 +167,12 @@ impl Framing {
         let mut partial = self.incoming.lock().take().unwrap_or_default();
         let mut outcome = receive_length(py, fd, None, &mut partial.decoder, &self.habits);
         let size = partial.decoder.size().unwrap_or_default();
-        if let (Ok(Outcome::Whole), None, true) = (&outcome, &partial.body, size <= room) {
-            // The common case: straight into the caller's memory.
-            let mut got = 0;
-            let mut target = into.target();
-            target.skip(offset);
-            outcome = fill(py, fd, target.first(size), &mut got, None);
-            if outcome.is_err() {
-                let mut body = BytesInMaking::new(py, next_room(size, got))?;
-                body.target(0)
-                    .copy_from(into.source().skip(offset).first(got));
-                partial.body = Some(body);
+        match &outcome {
+            Ok(Outcome::Whole) if partial.body.is_none() && size <= room => {
+                outcome = receive_into(py, fd, &mut partial, &mut into, offset);
             }
-            let _ = partial.decoder.advance(got);
-        } else if let Ok(Outcome::Whole) = outcome {
-            outcome = receive(py, fd, None, &mut partial, &self.habits);
+            Ok(Outcome::Whole) => outcome = receive_body(py, fd, &mut partial),
+            _ => {}
         }
         let Some(partial) = self.settle(partial, outcome)? else {
             return Ok(None);
@@ -248,18 +268,8 @@ pub fn write_all(
     })
 }
 
-/// Goes on with a message until it is whole.
-fn receive(
-    py: Python<'_>,
-    fd: RawFd,
-    maxlength: Option<u64>,
-    partial: &mut Partial,
-    habits: &Habits,
-) -> PyResult<Outcome> {
-    match receive_length(py, fd, maxlength, &mut partial.decoder, habits)? {
-        Outcome::Whole => {}
-        other => return Ok(other),
-    }
+/// Goes on with a message whose length is known until it is whole, in `partial.body`.
+fn receive_body(py: Python<'_>, fd: RawFd, partial: &mut Partial) -> PyResult<Outcome> {
     let decoder = &mut partial.decoder;
     let size = decoder.size().unwrap_or_default();
     let body = match &mut partial.body {
@@ -279,6 +289,30 @@ fn receive(
         }
     }
     Ok(Outcome::Whole)
+}
+
+/// Receives a whole message, whose length is known and fits, into `room` from byte `offset` on. What
+/// an error cuts short is in `partial.body`.
+fn receive_into(
+    py: Python<'_>,
+    fd: RawFd,
+    partial: &mut Partial,
+    room: &mut impl Room,
+    offset: usize,
+) -> PyResult<Outcome> {
+    let size = partial.decoder.size().unwrap_or_default();
+    let mut got = 0;
+    let mut target = room.target();
+    target.skip(offset);
+    let outcome = fill(py, fd, target.first(size), &mut got, None);
+    if outcome.is_err() {
+        let mut body = BytesInMaking::new(py, next_room(size, got))?;
+        let beginning = room.source().skip(offset).first(got);
+        body.target(0).copy_from(beginning);
+        partial.body = Some(body);
+    }
+    let _ = partial.decoder.advance(got);
+    outcome
 }
 
 /// Goes on with a message until its length is known.

@@ -12,6 +12,7 @@ mod connection;
 mod forkserver;
 mod framing;
 mod heap;
+mod lent;
 mod process;
 mod shared_memory;
 mod sharedctypes;

@@ -7,6 +7,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -91,6 +92,42 @@ def test_objects_arrive_equal_and_in_order(ends: Any) -> None:
     for item in objects:
         writer.send(item)
     assert repr([reader.recv() for _ in objects]) == repr(objects)
+
+
+@pytest.mark.parametrize("size", [1000, 64 << 10, 1 << 20, 9 << 20])
+def test_big_objects_do_not_share_memory_with_later_ones(ends: Any, size: int) -> None:
+    reader, writer = ends
+    objects = [bytearray([n]) * size for n in range(4)]
+
+    def send() -> None:
+        for item in objects:
+            writer.send(item)
+
+    with running(send):
+        received = [reader.recv() for _ in objects]
+    assert received == objects
+
+
+class Nested:
+    """Receives another message while it is being unpickled."""
+
+    source: Connection
+
+    def __init__(self) -> None:
+        self.body = bytes(100_000)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.inner = self.source.recv()
+        self.__dict__.update(state)
+
+
+def test_receiving_within_a_receive(ends: Any) -> None:
+    reader, writer = ends
+    Nested.source = reader
+    inner = b"x" * 200_000
+    with running(lambda: (writer.send(Nested()), writer.send(inner))):
+        outer = reader.recv()
+    assert (outer.body, outer.inner) == (bytes(100_000), inner)
 
 
 def test_wire_format_is_multiprocessing_s(ends: Any) -> None:
@@ -417,6 +454,25 @@ def test_interrupted_receive_loses_nothing(ends: Any) -> None:
             reader.recv_bytes()
     raw_write(writer, wire[7:])
     assert reader.recv_bytes() == b"abcdef"
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_bytes", "recv_bytes_into"])
+def test_interrupted_receive_of_a_big_object_goes_on_in_any_way(ends: Any, receive: str) -> None:
+    reader, writer = ends
+    body = pickle.dumps(b"x" * 100_000)
+    wire = struct.pack("!i", len(body)) + body
+    raw_write(writer, wire[:50_000])
+    with alarm(0.05), pytest.raises(Interrupted):
+        reader.recv()
+    with running(raw_write, writer, wire[50_000:]):
+        if receive == "recv":
+            assert reader.recv() == b"x" * 100_000
+        elif receive == "recv_bytes":
+            assert reader.recv_bytes() == body
+        else:
+            room = bytearray(len(body))
+            assert reader.recv_bytes_into(room) == len(body)
+            assert room == body
 
 
 def test_interrupted_send_keeps_message_boundaries(ends: Any) -> None:

@@ -426,6 +426,8 @@ def test_finalizers_may_be_made_while_others_run_in_threads() -> None:
         stop.set()
         for thread in threads:
             thread.join()
+
+
 def test_at_exit_a_daemon_that_ignores_sigterm_is_killed() -> None:
     out = run(
         "import billiard, billiard.util, time, os, signal\n"
@@ -438,5 +440,3 @@ def test_at_exit_a_daemon_that_ignores_sigterm_is_killed() -> None:
         "billiard.util.Finalize(None, lambda: print(d.exitcode), exitpriority=-1)\n"
     )
     assert out.split() == [str(-signal.SIGKILL)]
-
-
