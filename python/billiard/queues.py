@@ -156,20 +156,20 @@ class Queue:
         self._check_open()
         if block and timeout is None:
             with self._rlock:
-                message = self._recv_bytes()
+                message = self._reader._recv_pickle()
         else:
-            message = self._get_bytes_within(timeout or 0.0 if block else 0.0)
+            message = self._get_pickle_within(timeout or 0.0 if block else 0.0)
         self._sem.release()
         return ForkingPickler.loads(message)
 
-    def _get_bytes_within(self, timeout: float) -> bytes:
+    def _get_pickle_within(self, timeout: float) -> Buffer:
         deadline = monotonic() + timeout
         if not self._rlock.acquire(timeout > 0, timeout):
             raise Empty
         try:
             if not self._poll(max(0.0, deadline - monotonic())):
                 raise Empty
-            return self._recv_bytes()
+            return self._reader._recv_pickle()
         finally:
             self._rlock.release()
 
