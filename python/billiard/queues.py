@@ -53,15 +53,15 @@ class Queue:
     """
 
     def __init__(self, maxsize: int = 0, *args: Any, **kwargs: Any) -> None:
+        from .synchronize import SEM_VALUE_MAX, InternalLock
+
         ctx = _context_of(kwargs)
         if maxsize <= 0:
-            from .synchronize import SEM_VALUE_MAX
-
             maxsize = SEM_VALUE_MAX
         self._maxsize = maxsize
         self._reader, self._writer = connection.Pipe(duplex=False)
-        self._rlock = ctx.Lock()
-        self._wlock = ctx.Lock()
+        self._rlock = InternalLock()
+        self._wlock = InternalLock()
         self._sem = ctx.BoundedSemaphore(maxsize)
         self._opid = os.getpid()
         #: for executors: a feeder ends silently when nobody reads any more
@@ -319,10 +319,12 @@ class JoinableQueue(Queue):
     """
 
     def __init__(self, maxsize: int = 0, *args: Any, **kwargs: Any) -> None:
+        from .synchronize import InternalLock
+
         ctx = _context_of(kwargs)
         super().__init__(maxsize, ctx=ctx)
         self._unfinished_tasks = ctx.Semaphore(0)
-        self._cond = ctx.Condition()
+        self._cond = ctx.Condition(InternalLock())
 
     def __getstate__(self) -> tuple[Any, ...]:
         return (*super().__getstate__(), self._cond, self._unfinished_tasks)
@@ -410,10 +412,11 @@ class SimpleQueue(_SimpleQueue):
     """A pipe for objects, with a lock at each end: for many processes. From multiprocessing."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        ctx = _context_of(kwargs)
-        super().__init__(ctx=ctx)
-        self._rlock = ctx.Lock()
-        self._wlock = ctx.Lock()
+        from .synchronize import InternalLock
+
+        super().__init__(ctx=_context_of(kwargs))
+        self._rlock = InternalLock()
+        self._wlock = InternalLock()
 
     def get_payload(self) -> bytes:
         """Take a message out as it was sent."""

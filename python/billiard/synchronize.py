@@ -33,6 +33,7 @@ __all__ = ["BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore
 ensure_SemLock()
 
 RECURSIVE_MUTEX, SEMAPHORE = 0, 1
+_INTERNAL_MUTEX = 2
 #: the highest value of a semaphore
 SEM_VALUE_MAX = _core.SemLock.SEM_VALUE_MAX
 #: removes a named semaphore of the system; the locks here have no names
@@ -174,6 +175,17 @@ class RLock(SemLock):
         except Exception:
             owner = count = "unknown"
         return f"<{type(self).__name__}({owner}, {count})>"
+
+
+class InternalLock(SemLock):
+    """A lock of the package's own objects, which goes on to the next when its owner dies."""
+
+    __slots__ = ()
+
+    def __init__(self, ctx: BaseContext | None = None) -> None:
+        _core.SemLock.__init__(self, _INTERNAL_MUTEX, 1, 1)
+
+    __repr__ = Lock.__repr__
 
 
 class _Number:

@@ -401,6 +401,7 @@ def _cleanup_tests() -> None:
             getattr(loaded, helper)._stop()
     gc.collect()
 
+
 # ---- fork-aware objects ----
 
 

@@ -30,8 +30,8 @@ pub fn send_fds(socket: RawFd, payload: &[u8], fds: &[RawFd]) -> nix::Result<usi
 
 /// Receives up to `payload.len()` bytes and the descriptors that came with them, close-on-exec.
 ///
-/// Zero bytes and no descriptors: the peer has hung up. `EMSGSIZE` if more than [`MAX_FDS`] came
-/// (the surplus is lost, what arrived is closed).
+/// Zero bytes and no descriptors: the peer has hung up. `EMFILE` if this process could not take all
+/// descriptors that came: the others are lost, and those that it took are closed.
 pub fn recv_fds(socket: RawFd, payload: &mut [u8]) -> nix::Result<(usize, Vec<OwnedFd>)> {
     let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
     let mut iov = [IoSliceMut::new(payload)];
@@ -49,7 +49,7 @@ pub fn recv_fds(socket: RawFd, payload: &mut [u8]) -> nix::Result<(usize, Vec<Ow
         }
     }
     if message.flags.contains(MsgFlags::MSG_CTRUNC) {
-        return Err(Errno::EMSGSIZE);
+        return Err(Errno::EMFILE);
     }
     Ok((message.bytes, fds))
 }

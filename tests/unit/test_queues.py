@@ -310,6 +310,47 @@ def test_child_forked_from_a_process_that_has_put_can_put() -> None:
             assert q.get(timeout=60) == "from the child"
 
 
+def get_for_ever(q: Any) -> None:
+    while True:
+        q.get()
+
+
+@pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
+def test_killed_consumer_holds_up_nobody(ctx: Any, kind: str) -> None:
+    q = getattr(ctx, kind)()
+    with closing(q):
+        victims = [ctx.Process(target=get_for_ever, args=(q,)) for _ in range(2)]
+        for victim in victims:
+            victim.start()
+        while q._rlock.acquire(False):  # until one of them waits in get()
+            q._rlock.release()
+        for victim in victims:
+            victim.kill()
+            victim.join()
+        q.put("for the living")
+        reader = threading.Thread(target=lambda: got.append(q.get()), daemon=True)
+        got: list[Any] = []
+        reader.start()
+        reader.join(30)
+        assert got == ["for the living"]
+
+
+def put_in_a_handler(q: Any) -> None:
+    def handler(signum: int, frame: object) -> None:
+        q.put("from the handler")
+
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    with pytest.raises(RuntimeError, match="signal handler"):
+        q.put(bytes(1_000_000))
+
+
+def test_put_in_a_handler_that_interrupts_a_put_is_an_error_not_a_deadlock(ctx: Any) -> None:
+    q = ctx.SimpleQueue()
+    with closing(q), child(ctx, put_in_a_handler, q):
+        pass
+
+
 def put_and_end(q: Any, count: int, size: int) -> None:
     for number in range(count):
         q.put((number, bytes(size)))

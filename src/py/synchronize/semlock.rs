@@ -23,6 +23,9 @@ pyo3::import_exception!(billiard.exceptions, OwnerDiedError);
 
 const RECURSIVE_MUTEX: i32 = 0;
 const SEMAPHORE: i32 = 1;
+/// A mutex of the package's own. Whoever gets it from a dead owner is not told; it is not
+/// recursive, and a thread that would wait for itself (in a signal handler) is told so.
+const INTERNAL_MUTEX: i32 = 2;
 
 /// The words of a lock in its line.
 const WORD: usize = 0;
@@ -92,7 +95,7 @@ impl Parts {
 
     #[inline]
     pub fn count(&self) -> i64 {
-        if self.kind == RECURSIVE_MUTEX {
+        if self.kind != SEMAPHORE {
             let ours = owned::is_held_by(&self.line[WORD], fork::pid());
             return if ours {
                 self.line[DEPTH].load(Ordering::Relaxed) as i64
@@ -115,7 +118,7 @@ impl Parts {
 
     #[inline]
     pub fn is_mine(&self) -> bool {
-        if self.kind == RECURSIVE_MUTEX {
+        if self.kind != SEMAPHORE {
             return owned::is_held_by(&self.line[WORD], fork::pid())
                 && self.line[THREAD].load(Ordering::Relaxed) == life::thread();
         }
@@ -123,7 +126,7 @@ impl Parts {
     }
 
     fn value(&self) -> u32 {
-        if self.kind == RECURSIVE_MUTEX {
+        if self.kind != SEMAPHORE {
             return u32::from(owned::is_free(&self.line[WORD]));
         }
         semaphore::value(&self.line[WORD])
@@ -138,7 +141,7 @@ impl Parts {
             }
             return got;
         }
-        if self.is_mine() {
+        if self.kind == RECURSIVE_MUTEX && self.is_mine() {
             let depth = self.line[DEPTH].load(Ordering::Relaxed);
             self.line[DEPTH].store(depth + 1, Ordering::Relaxed);
             return true;
@@ -174,12 +177,18 @@ impl Parts {
             }
             return Ok(got);
         }
+        if self.kind == INTERNAL_MUTEX && timeout.is_none() && self.is_mine() {
+            return Err(PyRuntimeError::new_err(
+                "this thread holds the lock already: it was interrupted by a signal handler",
+            ));
+        }
         let me = life::me();
         let got = block_on(py, deadline, |left| owned::wait(word, me, left, life::runs))?;
         if got != Got::Not {
             self.note_owned();
         }
         match got {
+            Got::FromTheDead(_) if self.kind == INTERNAL_MUTEX => Ok(true),
             Got::FromTheDead(who) => Err(OwnerDiedError::new_err(format!(
                 "process {} died while it held the lock; it is yours now",
                 who.pid
@@ -226,7 +235,7 @@ impl Parts {
     /// Releases it as often as this thread holds it; how often that was.
     pub fn release_all(&self) -> PyResult<i64> {
         let count = self.count();
-        if self.kind == RECURSIVE_MUTEX {
+        if self.kind != SEMAPHORE {
             self.give_up();
         } else {
             for _ in 0..count {
@@ -244,11 +253,7 @@ impl Parts {
         count: i64,
         mut pending: Option<PyErr>,
     ) -> PyResult<()> {
-        let mut left = if self.kind == RECURSIVE_MUTEX {
-            1
-        } else {
-            count
-        };
+        let mut left = if self.kind != SEMAPHORE { 1 } else { count };
         while left > 0 {
             let got = if self.try_acquire() {
                 Ok(true)
@@ -265,7 +270,7 @@ impl Parts {
                 Err(error) => pending = Some(error),
             }
         }
-        if self.kind == RECURSIVE_MUTEX {
+        if self.kind != SEMAPHORE {
             self.line[DEPTH].store(count as u64, Ordering::Relaxed);
         }
         pending.map_or(Ok(()), Err)
@@ -344,7 +349,7 @@ fn not_initialised() -> PyErr {
 
 /// A lock of this kind that can have this value, or what is wrong.
 fn check(kind: i32, value: i64, max: i64) -> PyResult<u32> {
-    if kind != RECURSIVE_MUTEX && kind != SEMAPHORE {
+    if ![RECURSIVE_MUTEX, SEMAPHORE, INTERNAL_MUTEX].contains(&kind) {
         return Err(PyValueError::new_err("unrecognized kind"));
     }
     for number in [value, max] {
@@ -356,7 +361,7 @@ fn check(kind: i32, value: i64, max: i64) -> PyResult<u32> {
             return Err(PyOSError::new_err((Errno::EINVAL as i32, text)));
         }
     }
-    if kind == RECURSIVE_MUTEX && (value, max) != (1, 1) {
+    if kind != SEMAPHORE && (value, max) != (1, 1) {
         return Err(PyValueError::new_err(
             "a recursive mutex has value 1 and maximum 1",
         ));
