@@ -131,3 +131,7 @@ def ensure_multiprocessing() -> None:
     from ._ext import ensure_multiprocessing
 
     ensure_multiprocessing()
+
+
+# Only for type checkers; the names of this module are its users'.
+del TYPE_CHECKING

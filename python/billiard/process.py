@@ -18,7 +18,7 @@ import os
 import sys
 from _weakrefset import WeakSet
 
-from . import _core
+from . import _core, _standin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def parent_process() -> BaseProcess | None:
 def _set_current_process(process: BaseProcess) -> None:
     global _current_process
     _current_process = process
-    # Code that asks multiprocessing (logging does, for %(processName)s) gets the same answer.
+    # Code that asks multiprocessing gets the same answer; if it is imported later, see _standin.
     theirs: Any = sys.modules.get("multiprocessing.process")
     if theirs is not None:
         theirs._current_process = process
@@ -396,6 +396,7 @@ class BaseProcess:
         assert self._parent_pid is not None
         _parent_process = _ParentProcess(self._parent_name, self._parent_pid)
         _set_current_process(self)
+        _standin.install(current_process)
         threading: Any = sys.modules.get("threading")
         if threading is not None:
             # Inherited from the parent where the thread was forked.

@@ -141,14 +141,6 @@ def _dumps_by_value(
     """Pickle through cloudpickle; None if that is refused as well."""
     import cloudpickle  # type: ignore[import-untyped]
 
-    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
-        def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, (FunctionType, type)) and _importable(obj):
-                return NotImplemented
-            return super().reducer_override(obj)
-
-    buffer = io.BytesIO()
-    pickler = ByValue(buffer, protocol)
     # cloudpickle's table has entries that change what an object is (an open file becomes a copy of
     # its contents). What the plain pickler refuses stays refused.
     table = {
@@ -156,7 +148,19 @@ def _dumps_by_value(
         for kind, reduce in cloudpickle.Pickler.dispatch_table.items()
         if kind not in (io.TextIOWrapper, memoryview)
     }
-    pickler.dispatch_table = table | cls._dispatch_table()
+    table |= cls._dispatch_table()
+
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        # The C pickler looks at the class for this when it is made.
+        dispatch_table = table
+
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, (FunctionType, type)) and _importable(obj):
+                return NotImplemented
+            return super().reducer_override(obj)
+
+    buffer = io.BytesIO()
+    pickler = ByValue(buffer, protocol)
     try:
         pickler.dump(obj)
     except Exception:
