@@ -113,8 +113,11 @@ def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
 def memory_file(data: bytes) -> int:
     """A descriptor to read `data` from."""
 
-def watch_process(pid: int) -> int:
-    """A descriptor that becomes readable when process `pid`, no child of this one, ends."""
+def watch_process(pid: int, start: int | None = None) -> int:
+    """A descriptor that becomes readable when process `pid`, which started then, ends."""
+
+def process_start_time(pid: int) -> int | None:
+    """When process `pid` started, in clock ticks since the machine did."""
 
 # ---- src/py/shared_memory.rs ----
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from . import forkserver, popen_fork, spawn
+import os
+
+from . import _core, forkserver, popen_fork, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,5 +42,6 @@ class Popen(popen_fork.Popen):
         return len(self._fds) - 1
 
     def _launch(self, process_obj: BaseProcess) -> None:
+        process_obj._parent_start = _core.process_start_time(os.getpid())
         message = spawn._message(self, process_obj)
         self._adopt(forkserver._forkserver._start_child(message, self._fds))

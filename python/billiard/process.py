@@ -100,6 +100,8 @@ class BaseProcess:
 
     #: the method whose contexts make this class; None: whatever the default is
     _start_method: str | None = None
+    #: in a child of the fork server, which is not the kernel's child of its parent
+    _parent_start: int | None = None
     _name: str
     _sentinel: int
     #: those of a manager's proxies that the child was given
@@ -394,7 +396,7 @@ class BaseProcess:
         _children = set()
         _replace_stdin()
         assert self._parent_pid is not None
-        _parent_process = _ParentProcess(self._parent_name, self._parent_pid)
+        _parent_process = _ParentProcess(self._parent_name, self._parent_pid, self._parent_start)
         _set_current_process(self)
         _standin.install(current_process)
         threading: Any = sys.modules.get("threading")
@@ -471,13 +473,15 @@ class _MainProcess(BaseProcess):
 class _ParentProcess(BaseProcess):
     """What a child knows of the process that started it.
 
-    The descriptor to wait with is opened at first use.
+    The descriptor to wait with is opened at first use. `start` (see `_core.process_start_time`) is
+    None where the process is the kernel's parent of this one, too.
     """
 
-    def __init__(self, name: str, pid: int) -> None:
+    def __init__(self, name: str, pid: int, start: int | None) -> None:
         self._identity = ()
         self._name = name
         self._pid = pid
+        self._start = start
         self._parent_pid = None
         self._popen = None
         self._closed = False
@@ -496,7 +500,7 @@ class _ParentProcess(BaseProcess):
         try:
             return self._sentinel
         except AttributeError:
-            self._sentinel = _core.watch_process(self._pid)
+            self._sentinel = _core.watch_process(self._pid, self._start)
             return self._sentinel
 
     def is_alive(self) -> bool:

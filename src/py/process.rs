@@ -263,12 +263,20 @@ fn memory_file(data: &[u8]) -> PyResult<RawFd> {
     new_memory_file(data).map(into_raw).map_err(os_error)
 }
 
-/// A descriptor that becomes readable when process `pid`, no child of this one, ends; it is
-/// readable at once if there is none. OSError where the kernel cannot do this.
+/// A descriptor that becomes readable when a process that is no child of this one ends: the one
+/// that has the number `pid` and started at `start`, or, without a start, our parent. Readable at
+/// once if it is gone. OSError where the kernel cannot do this.
 #[pyfunction]
-fn watch_process(pid: i32) -> PyResult<RawFd> {
-    let sentinel = process::sentinel_of(pid).map_err(os_error)?;
+#[pyo3(signature = (pid, start=None))]
+fn watch_process(pid: i32, start: Option<u64>) -> PyResult<RawFd> {
+    let sentinel = process::watch(pid, start).map_err(os_error)?;
     Ok(into_raw(sentinel.into_fd()))
+}
+
+/// When process `pid` started, in clock ticks since the machine did; None if there is none.
+#[pyfunction]
+fn process_start_time(pid: i32) -> Option<u64> {
+    process::start_time(pid)
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -277,5 +285,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(spawn, module)?)?;
     module.add_function(wrap_pyfunction!(memory_file, module)?)?;
     module.add_function(wrap_pyfunction!(watch_process, module)?)?;
+    module.add_function(wrap_pyfunction!(process_start_time, module)?)?;
     Ok(())
 }

@@ -118,9 +118,34 @@ pub fn sentinel_of(pid: libc::pid_t) -> nix::Result<Sentinel> {
     match pidfd::open(pid) {
         Ok(fd) => Ok(Sentinel::Pidfd(fd)),
         // A SIGCHLD handler of the program has reaped it already: a pipe that is at its end.
-        Err(Errno::ESRCH) => pipe((false, false)).map(|(reader, _)| Sentinel::Pipe(reader)),
+        Err(Errno::ESRCH) => ended(),
         Err(errno) => Err(errno),
     }
+}
+
+/// When process `pid` started, in clock ticks since the machine did: with the number it names one
+/// process. `None` if there is none.
+pub fn start_time(pid: libc::pid_t) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the command in parentheses, may hold anything; the 22nd is wanted.
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// A sentinel for a process that is not our child: it is `pid` if that started at `start`, or,
+/// without a `start`, if it is our parent. At its end at once if it is not.
+pub fn watch(pid: libc::pid_t, start: Option<u64>) -> nix::Result<Sentinel> {
+    let sentinel = sentinel_of(pid)?;
+    // Looked at after the descriptor was opened: what is still there now was there then.
+    let same = match start {
+        Some(start) => start_time(pid) == Some(start),
+        None => nix::unistd::getppid().as_raw() == pid,
+    };
+    if same { Ok(sentinel) } else { ended() }
+}
+
+fn ended() -> nix::Result<Sentinel> {
+    pipe((false, false)).map(|(reader, _)| Sentinel::Pipe(reader))
 }
 
 /// Ends and reaps a child that nobody will ever hear of.
@@ -216,6 +241,19 @@ mod tests {
         // SAFETY: ends the child.
         let killed = child(|| unsafe { drop(libc::raise(libc::SIGKILL)) });
         assert_eq!(wait(&killed), Some(-libc::SIGKILL));
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_number_and_its_start() {
+        let pid = std::process::id() as libc::pid_t;
+        let start = start_time(pid).unwrap();
+        let quiet = Ok(false);
+        let now = Some(Duration::ZERO);
+        assert_eq!(watch(pid, Some(start)).unwrap().wait(now), quiet);
+        assert_eq!(watch(pid, Some(start + 1)).unwrap().wait(now), Ok(true));
+        assert_eq!(watch(pid, None).unwrap().wait(now), Ok(true));
+        let parent = nix::unistd::getppid().as_raw();
+        assert_eq!(watch(parent, None).unwrap().wait(now), quiet);
     }
 
     #[test]
