@@ -337,11 +337,38 @@ def _fixup_main_from_path(main_path: str) -> None:
         return
     if getattr(sys.modules["__main__"], "__file__", None) == main_path:
         return  # forked: it is here already
-    import runpy
+    _replace_main(_run_file(main_path))
+
+
+def _run_file(path: str) -> ModuleType:
+    """Run a file of source text as module `__mp_main__`."""
+    import io
 
     module = type(sys)("__mp_main__")
-    module.__dict__.update(runpy.run_path(main_path, run_name="__mp_main__"))
-    _replace_main(module)
+    source = b"\0"
+    if not os.path.isdir(path):
+        with io.open_code(path) as file:
+            source = file.read()
+    if b"\0" in source:
+        # Compiled, a directory or a zip file. What runs these is dear to import.
+        import runpy
+
+        module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
+        return module
+    module.__dict__.update(
+        __file__=path, __cached__=None, __loader__=None, __package__="", __spec__=None
+    )
+    argument = sys.argv[0]
+    sys.modules["__mp_main__"] = module
+    try:
+        sys.argv[0] = path
+        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+    except BaseException:
+        del sys.modules["__mp_main__"]
+        raise
+    finally:
+        sys.argv[0] = argument
+    return module
 
 
 def import_main_path(main_path: str) -> None:
