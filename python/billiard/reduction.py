@@ -125,10 +125,11 @@ def _importable(obj: Any) -> bool:
     module = sys.modules.get(getattr(obj, "__module__", None) or "")
     if module is None or name is None or "<locals>" in name:
         return False
-    if module.__name__ == "__main__" and not (
-        getattr(module, "__file__", None) or getattr(module, "__spec__", None)
-    ):
-        return False  # typed in: children have no such module
+    if module is sys.modules["__main__"]:
+        from . import spawn
+
+        if not spawn._children_import_main():
+            return False
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)

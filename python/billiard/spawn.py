@@ -18,7 +18,7 @@ from . import set_start_method as set_start_method
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from types import ModuleType
+    from types import CodeType, ModuleType
     from typing import Any
 
     from . import popen_forkserver, popen_spawn_posix
@@ -143,6 +143,33 @@ imported by its children too, so whatever starts processes there has to be guard
         )
 
 
+def _main_module() -> dict[str, str]:
+    """How children import the main module: by name if it was run with -m, else by path; empty if
+    it was typed in."""
+    main = sys.modules["__main__"]
+    name = getattr(getattr(main, "__spec__", None), "name", None)
+    if name is not None:
+        return {"init_main_from_name": name}
+    path = getattr(main, "__file__", None)
+    if path is None or path == "<stdin>":
+        return {}
+    if process.ORIGINAL_DIR is not None:
+        path = os.path.join(process.ORIGINAL_DIR, path)
+    return {"init_main_from_path": os.path.normpath(path)}
+
+
+def _is_launcher(name: str) -> bool:
+    """Whether a module is the __main__.py of a package, directory or zip file: these do their work
+    unconditionally, so children do not import them."""
+    return name == "__main__" or name.endswith(".__main__")
+
+
+def _children_import_main() -> bool:
+    """Whether children find what is defined in the main module."""
+    how = _main_module()
+    return bool(how) and not _is_launcher(how.get("init_main_from_name", ""))
+
+
 def get_preparation_data(name: str) -> dict[str, Any]:
     """What the child `name` needs to know before it can unpickle its process object.
 
@@ -166,16 +193,7 @@ def get_preparation_data(name: str) -> dict[str, Any]:
         if util._logger is not None:
             data["log_level"] = util._logger.getEffectiveLevel()
 
-    # The main module: by name if it was run with -m, else by path, else (typed in) not at all.
-    main = sys.modules["__main__"]
-    main_name = getattr(getattr(main, "__spec__", None), "name", None)
-    main_path = getattr(main, "__file__", None)
-    if main_name is not None:
-        data["init_main_from_name"] = main_name
-    elif main_path is not None:
-        if process.ORIGINAL_DIR is not None:
-            main_path = os.path.join(process.ORIGINAL_DIR, main_path)
-        data["init_main_from_path"] = os.path.normpath(main_path)
+    data.update(_main_module())
     return data
 
 
@@ -309,25 +327,46 @@ def _setup_logging_in_child_hack() -> None:
 old_main_modules: list[ModuleType] = []
 
 
-def _replace_main(module: ModuleType) -> None:
+def _run_as_main(module: ModuleType, code: CodeType, path: str) -> None:
+    """Run the code of the main module as `__mp_main__`, and put it in `__main__`'s place."""
+    argument = sys.argv[0]
+    sys.modules["__mp_main__"] = module
+    try:
+        sys.argv[0] = path
+        exec(code, module.__dict__)
+    except BaseException:
+        del sys.modules["__mp_main__"]
+        raise
+    finally:
+        sys.argv[0] = argument
     old_main_modules.append(sys.modules["__main__"])
-    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
+    sys.modules["__main__"] = module
 
 
 def _fixup_main_from_name(mod_name: str) -> None:
     """Import the main module of `python -m mod_name` as `__mp_main__`."""
-    # The __main__.py of a package, directory or zip file does its work unconditionally.
-    if mod_name == "__main__" or mod_name.endswith(".__main__"):
+    if _is_launcher(mod_name):
         return
     current = sys.modules["__main__"]
     spec = getattr(current, "__spec__", None)
     if getattr(spec, "name", current.__name__) == mod_name:
         return  # forked: it is here already
-    import runpy
+    from importlib.util import find_spec
 
+    spec = find_spec(mod_name)
+    code = None if spec is None else spec.loader.get_code(mod_name)
+    if spec is None or code is None:
+        raise ImportError(f"no code of the main module {mod_name!r} is available", name=mod_name)
+    path = spec.origin or "-m"
     module = type(sys)("__mp_main__")
-    module.__dict__.update(runpy.run_module(mod_name, run_name="__mp_main__", alter_sys=True))
-    _replace_main(module)
+    module.__dict__.update(
+        __file__=path,
+        __cached__=spec.cached,
+        __loader__=spec.loader,
+        __package__=spec.parent,
+        __spec__=spec,
+    )
+    _run_as_main(module, code, path)
 
 
 def _fixup_main_from_path(main_path: str) -> None:
@@ -337,38 +376,30 @@ def _fixup_main_from_path(main_path: str) -> None:
         return
     if getattr(sys.modules["__main__"], "__file__", None) == main_path:
         return  # forked: it is here already
-    _replace_main(_run_file(main_path))
+    module = type(sys)("__mp_main__")
+    code = _compiled(main_path)
+    if code is not None:
+        module.__dict__.update(
+            __file__=main_path, __cached__=None, __loader__=None, __package__="", __spec__=None
+        )
+        _run_as_main(module, code, main_path)
+        return
+    import runpy  # brings `re` and `typing`
+
+    module.__dict__.update(runpy.run_path(main_path, run_name="__mp_main__"))
+    old_main_modules.append(sys.modules["__main__"])
+    sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 
 
-def _run_file(path: str) -> ModuleType:
-    """Run a file of source text as module `__mp_main__`."""
+def _compiled(path: str) -> CodeType | None:
+    """The code of a file of source text; None for a compiled file, a directory or a zip file."""
     import io
 
-    module = type(sys)("__mp_main__")
-    source = b"\0"
-    if not os.path.isdir(path):
-        with io.open_code(path) as file:
-            source = file.read()
-    if b"\0" in source:
-        # Compiled, a directory or a zip file. What runs these is dear to import.
-        import runpy
-
-        module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
-        return module
-    module.__dict__.update(
-        __file__=path, __cached__=None, __loader__=None, __package__="", __spec__=None
-    )
-    argument = sys.argv[0]
-    sys.modules["__mp_main__"] = module
-    try:
-        sys.argv[0] = path
-        exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
-    except BaseException:
-        del sys.modules["__mp_main__"]
-        raise
-    finally:
-        sys.argv[0] = argument
-    return module
+    if os.path.isdir(path):
+        return None
+    with io.open_code(path) as file:
+        source = file.read()
+    return None if b"\0" in source else compile(source, path, "exec", dont_inherit=True)
 
 
 def import_main_path(main_path: str) -> None:
