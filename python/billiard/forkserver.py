@@ -25,8 +25,10 @@ from .compat import spawnv_passfds as spawnv_passfds
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from typing import Any
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any, TypeVar
+
+    _R = TypeVar("_R")
 
 __all__ = [
     "connect_to_new_process",
@@ -42,6 +44,8 @@ SIGNED_STRUCT = struct.Struct("q")
 UNSIGNED_STRUCT = struct.Struct("Q")
 
 _SIGINT = 2
+#: seconds in which a server that is being killed is gone
+_MOMENT = 0.05
 
 
 class ForkServer:
@@ -87,53 +91,49 @@ class ForkServer:
         """
         data_r, data_w = os.pipe()
         try:
-            return self._request(data_r, fds).detach(), data_w
+            return self._asking(fds, _core.ForkRequest.detach, data_r), data_w
         except BaseException:
             os.close(data_w)
             raise
         finally:
             os.close(data_r)
 
-    def _request(self, data: int, fds: Sequence[int]) -> _core.ForkRequest:
-        """Ask for a process that reads its message from `data`."""
+    def _asking(self, fds: Sequence[int], ask: Callable[[_core.ForkRequest], _R], data: int) -> _R:
+        """Ask for a process that reads its message from `data` and gets `fds`.
+
+        If the server dies before it has forked, another one is asked: who gets no reply has no
+        child.
+        """
         if len(fds) + 2 > _core.MAX_REQUEST_FDS:
             raise ValueError(
                 f"too many fds: a process gets {_core.MAX_REQUEST_FDS - 2} at most through the "
                 f"fork server, not {len(fds)}"
             )
-        for last_try in (False, True):
+        import errno
+
+        for _ in range(2):
             self.ensure_running()
             server = self._forkserver_alive_fd
             assert server is not None
             try:
-                return _core.ForkRequest(server, [data, server, *fds])
+                return ask(_core.ForkRequest(server, [data, server, *fds]))
             except ConnectionError:
-                if last_try:
-                    raise
-        raise AssertionError("not reached")
+                # A server that lives drops a request only if it could not even take it.
+                if self._is_running(_MOMENT):
+                    text = "The fork server has no descriptors left"
+                    raise OSError(errno.EMFILE, text) from None
+        raise OSError(errno.ECONNRESET, "The fork server has ended, and its successor has as well")
 
     def _start_child(self, message: bytes, fds: Sequence[int]) -> _core.Child:
         """Have a process forked that reads `message` and gets `fds`."""
         data = _core.memory_file(message)
         try:
-            for last_try in (False, True):
-                request = self._request(data, fds)
-                try:
-                    return request.child()
-                except ConnectionResetError:
-                    # Died before it forked: another one may be asked. Alive: it could not even
-                    # take the request.
-                    if last_try or self._is_running():
-                        import errno
-
-                        raise OSError(
-                            errno.EMFILE, "The fork server has no descriptors left"
-                        ) from None
+            return self._asking(fds, _core.ForkRequest.child, data)
         finally:
             os.close(data)
-        raise AssertionError("not reached")
 
-    def _is_running(self) -> bool:
+    def _is_running(self, grace: float = 0.0) -> bool:
+        """Whether there is a server that lives, and will `grace` seconds from now."""
         fd = self._forkserver_alive_fd
         if fd is None:
             return False
@@ -144,7 +144,7 @@ class ForkServer:
         if (status.st_dev, status.st_ino) != self._forkserver_inode:
             return False  # somebody has closed it, and the number is another file's now
         # It never sends anything: what there is to read is the end.
-        return not _core.poll_readable(fd, 0)
+        return not _core.poll_readable(fd, grace)
 
     def ensure_running(self) -> None:
         """Start a server unless there is one that lives (origin: multiprocessing).

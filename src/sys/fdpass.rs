@@ -1,10 +1,10 @@
 //! Passing descriptors over Unix sockets (`SCM_RIGHTS`).
 
-use std::io::{IoSlice, IoSliceMut};
+use std::io::IoSlice;
 use std::os::fd::{OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, sendmsg};
 
 use super::io::from_raw;
 
@@ -28,30 +28,50 @@ pub fn send_fds(socket: RawFd, payload: &[u8], fds: &[RawFd]) -> nix::Result<usi
     )
 }
 
+/// Room for the header of a control message and [`MAX_FDS`] descriptors, aligned for both.
+const CONTROL_WORDS: usize = (MAX_FDS * size_of::<RawFd>() + 64) / size_of::<u64>();
+
 /// Receives up to `payload.len()` bytes and the descriptors that came with them, close-on-exec.
 ///
 /// Zero bytes and no descriptors: the peer has hung up. `EMFILE` if this process could not take all
 /// descriptors that came: the others are lost, and those that it took are closed.
 pub fn recv_fds(socket: RawFd, payload: &mut [u8]) -> nix::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; MAX_FDS]);
-    let mut iov = [IoSliceMut::new(payload)];
-    let message = recvmsg::<UnixAddr>(
-        socket,
-        &mut iov,
-        Some(&mut space),
-        MsgFlags::MSG_CMSG_CLOEXEC,
-    )?;
+    let mut control = [0u64; CONTROL_WORDS];
+    let mut iov = libc::iovec {
+        iov_base: payload.as_mut_ptr().cast(),
+        iov_len: payload.len(),
+    };
+    // SAFETY: an all-zero msghdr is valid: no address, no data, no control messages.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut iov;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    // SAFETY: the header's pointers lead to writable memory of the lengths given.
+    let n = unsafe { libc::recvmsg(socket, &raw mut header, libc::MSG_CMSG_CLOEXEC) };
+    let n = Errno::result(n)? as usize;
     let mut fds = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just installed these descriptors for us alone.
-            fds.extend(raw.into_iter().map(|fd| unsafe { from_raw(fd) }));
+    // SAFETY: the kernel has filled in well-formed control messages, which the macros walk; the
+    // descriptors in them were installed for us alone. (nix would not show them if it had to cut
+    // the message short, and they would stay open.)
+    unsafe {
+        let mut message = libc::CMSG_FIRSTHDR(&raw const header);
+        while !message.is_null() {
+            if (*message).cmsg_level == libc::SOL_SOCKET && (*message).cmsg_type == libc::SCM_RIGHTS
+            {
+                let bytes = (*message).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(message).cast::<RawFd>();
+                for i in 0..bytes / size_of::<RawFd>() {
+                    fds.push(from_raw(data.add(i).read_unaligned()));
+                }
+            }
+            message = libc::CMSG_NXTHDR(&raw const header, message);
         }
     }
-    if message.flags.contains(MsgFlags::MSG_CTRUNC) {
+    if header.msg_flags & libc::MSG_CTRUNC != 0 {
         return Err(Errno::EMFILE);
     }
-    Ok((message.bytes, fds))
+    Ok((n, fds))
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl Template {
                     }
                     // A message that is no request, or one that we had no descriptors left for:
                     // its reply socket is closed by now, which tells the client.
-                    Ok(_) | Err(Errno::EMSGSIZE) => {}
+                    Ok(_) | Err(Errno::EMFILE) => {}
                     Err(errno) => return Err(errno),
                 }
             }
