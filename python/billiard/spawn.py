@@ -354,7 +354,8 @@ def _fixup_main_from_name(mod_name: str) -> None:
     from importlib.util import find_spec
 
     spec = find_spec(mod_name)
-    code = None if spec is None else spec.loader.get_code(mod_name)
+    get_code: Any = getattr(getattr(spec, "loader", None), "get_code", None)
+    code = None if get_code is None else get_code(mod_name)
     if spec is None or code is None:
         raise ImportError(f"no code of the main module {mod_name!r} is available", name=mod_name)
     path = spec.origin or "-m"

@@ -232,24 +232,26 @@ def inherited(conn: Connection) -> None:
 def test_inherited_descriptors() -> None:
     assert forkserver.get_inherited_fds() is None
     fds, number, flags = ask(inherited)
-    assert (fds, flags) == ([number], [False])
+    trackers = [spawn._tracker_fd(name) for name in ("resource_tracker", "semaphore_tracker")]
+    assert fds[0] == number
+    assert flags == [False] * (1 + sum(fd is not None for fd in trackers))
 
 
 # ---- requests ----
 
 
 def test_as_many_descriptors_as_a_message_takes_and_no_more() -> None:
-    readers = [os.open(os.devnull, os.O_RDONLY) for _ in range(_core.MAX_REQUEST_FDS - 2)]
-    message = spawn._message(popen_forkserver.Popen.__new__(popen_forkserver.Popen), _Empty())
-    child = SERVER._start_child(message, readers)
+    popen = _Spawning()
+    message = spawn._message(popen, _Empty())
+    readers = [os.open(os.devnull, os.O_RDONLY)] * (_core.MAX_REQUEST_FDS - 2 - len(popen._fds))
+    child = SERVER._start_child(message, [*popen._fds, *readers])
     assert child.wait(60) == 0
     child.close()
     with pytest.raises(ValueError, match=r"too many fds: .* 250 at most .* not 251"):
-        SERVER._start_child(message, [*readers, 0])
+        SERVER._start_child(message, [*popen._fds, *readers, 0])
     with pytest.raises(ValueError, match="too many fds"):
-        forkserver.connect_to_new_process([*readers, 0])
-    for fd in readers:
-        os.close(fd)
+        forkserver.connect_to_new_process([*popen._fds, *readers, 0])
+    os.close(readers[0])
 
 
 class _Empty(CTX.Process):  # type: ignore[name-defined, misc]
