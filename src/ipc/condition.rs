@@ -289,3 +289,105 @@ mod tests {
         assert_eq!(condition.enter(), Err(TooMany));
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::{Arc, Mutex};
+    use loom::thread;
+
+    use super::*;
+    use crate::ipc::word_model::{ModelWord, check};
+
+    struct Model {
+        words: [ModelWord; WORDS],
+        /// the lock that goes with it, and how many may pass
+        lock: Mutex<u32>,
+    }
+
+    fn model() -> Arc<Model> {
+        let words = [0; WORDS].map(ModelWord::new);
+        Arc::new(Model {
+            words,
+            lock: Mutex::new(0),
+        })
+    }
+
+    /// Waits until it may pass, as users do.
+    fn pass(model: &Model) {
+        let condition = Condition(&model.words[..]);
+        let mut lock = model.lock.lock().unwrap();
+        while *lock == 0 {
+            let ticket = condition.enter().unwrap();
+            drop(lock);
+            assert_eq!(condition.wait(ticket, None), Ok(true));
+            lock = model.lock.lock().unwrap();
+        }
+        *lock -= 1;
+    }
+
+    /// Lets `n` pass; wakes when the lock is free.
+    fn let_pass(model: &Model, n: u32) {
+        let condition = Condition(&model.words[..]);
+        let mut lock = model.lock.lock().unwrap();
+        *lock += n;
+        let count = condition.notify(n);
+        drop(lock);
+        condition.wake(count);
+    }
+
+    #[test]
+    fn loom_each_notification_lets_one_pass() {
+        check(2, || {
+            let model = model();
+            let waiters: Vec<_> = (0..2)
+                .map(|_| {
+                    let model = model.clone();
+                    thread::spawn(move || pass(&model))
+                })
+                .collect();
+            let_pass(&model, 1);
+            let_pass(&model, 1);
+            waiters
+                .into_iter()
+                .for_each(|waiter| waiter.join().unwrap());
+            assert_eq!(Condition(&model.words[..]).counts(), (0, 0));
+        });
+    }
+
+    #[test]
+    fn loom_all_pass_when_all_are_notified() {
+        check(2, || {
+            let model = model();
+            let waiters: Vec<_> = (0..2)
+                .map(|_| {
+                    let model = model.clone();
+                    thread::spawn(move || pass(&model))
+                })
+                .collect();
+            let_pass(&model, 2);
+            waiters
+                .into_iter()
+                .for_each(|waiter| waiter.join().unwrap());
+        });
+    }
+
+    #[test]
+    fn loom_who_gives_up_leaves_the_notification_to_another() {
+        check(3, || {
+            let model = model();
+            let condition = Condition(&model.words[..]);
+            let (quits, stays) = (condition.enter().unwrap(), condition.enter().unwrap());
+            let quitter = {
+                let model = model.clone();
+                thread::spawn(move || Condition(&model.words[..]).leave(quits))
+            };
+            let stayer = {
+                let model = model.clone();
+                thread::spawn(move || Condition(&model.words[..]).wait(stays, None))
+            };
+            condition.wake(condition.notify(1));
+            quitter.join().unwrap();
+            assert_eq!(stayer.join().unwrap(), Ok(true));
+        });
+    }
+}

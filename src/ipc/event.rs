@@ -107,3 +107,31 @@ mod tests {
         });
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+    use crate::ipc::word_model::{ModelWord, check};
+
+    #[test]
+    fn loom_waiters_see_what_was_set_even_if_it_is_cleared_at_once() {
+        check(3, || {
+            let word = Arc::new(ModelWord::new(0));
+            let since = look(&*word);
+            let waiters: Vec<_> = (0..2)
+                .map(|_| {
+                    let word = word.clone();
+                    thread::spawn(move || assert_eq!(wait(&*word, since, None), Ok(true)))
+                })
+                .collect();
+            set(&*word);
+            clear(&*word);
+            waiters
+                .into_iter()
+                .for_each(|waiter| waiter.join().unwrap());
+        });
+    }
+}

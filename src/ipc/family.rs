@@ -391,3 +391,69 @@ mod tests {
         }
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicU64, Ordering};
+    use loom::thread;
+
+    use super::*;
+    use crate::ipc::word_model::{ModelWord, check};
+
+    /// Processes 1 to 3, of which one lives if its bit is set.
+    struct Model {
+        words: Vec<ModelWord>,
+        alive: AtomicU64,
+    }
+
+    impl World for Model {
+        fn exists(&self, pid: u32) -> bool {
+            self.alive.load(Ordering::SeqCst) >> pid & 1 != 0
+        }
+        fn now(&self) -> u64 {
+            0
+        }
+    }
+
+    impl Model {
+        fn table(&self) -> Table<'_, ModelWord> {
+            Table::new(&self.words)
+        }
+    }
+
+    /// Process 2 sees what process 1 has freed; it forks process 3 and dies. Whenever 1 looks,
+    /// somebody still sees it.
+    #[test]
+    fn loom_a_line_that_moves_on_is_not_overlooked() {
+        check(3, || {
+            let words = (0..ENTRIES + 3 * ENTRY_WORDS)
+                .map(|_| ModelWord::new(0))
+                .collect();
+            let model = Arc::new(Model {
+                words,
+                alive: AtomicU64::new(0b110),
+            });
+            // The first entry is free again by now, the second is 2's.
+            let early = model.table().promise(1, 9, true, &*model).unwrap();
+            let second = model.table().promise(1, 5, false, &*model).unwrap();
+            assert!(model.table().keep(second, 2));
+            assert!(model.table().keep(early, 3));
+            let _ = model.table().living(&*model);
+            let line = {
+                let model = model.clone();
+                thread::spawn(move || {
+                    let promise = model.table().promise(2, 5, false, &*model).unwrap();
+                    model.alive.fetch_or(1 << 3, Ordering::SeqCst);
+                    assert!(model.table().keep(promise, 3));
+                    model.alive.fetch_and(!(1 << 2), Ordering::SeqCst);
+                })
+            };
+            if let Some(living) = model.table().living(&*model) {
+                assert!(!living.cannot_see(5, 6));
+            }
+            line.join().unwrap();
+            assert!(!model.table().living(&*model).unwrap().cannot_see(5, 6));
+        });
+    }
+}

@@ -17,3 +17,5 @@ pub mod sleepers;
 pub mod spin;
 pub mod wait;
 pub mod word;
+#[cfg(all(test, loom))]
+pub mod word_model;

@@ -166,3 +166,58 @@ mod tests {
         assert_eq!(total.load(Ordering::Relaxed), 2000);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+    use crate::ipc::word_model::{ModelWord, check};
+
+    const DEAD: Identity = Identity { pid: 7, stamp: 70 };
+
+    fn someone(pid: u32) -> Identity {
+        Identity { pid, stamp: 1 }
+    }
+
+    #[test]
+    fn loom_one_owner_and_no_waiter_is_forgotten() {
+        check(2, || {
+            let word = Arc::new(ModelWord::new(0));
+            let body = |word: &ModelWord, pid: u32| {
+                assert_eq!(wait(word, someone(pid), None, |_| true), Ok(Got::Free));
+                assert_eq!(owner(word), Some(someone(pid)));
+                release(word);
+            };
+            let others: Vec<_> = (1..3)
+                .map(|pid| {
+                    let word = word.clone();
+                    thread::spawn(move || body(&word, pid))
+                })
+                .collect();
+            body(&word, 3);
+            others.into_iter().for_each(|other| other.join().unwrap());
+            assert!(is_free(&*word));
+        });
+    }
+
+    #[test]
+    fn loom_one_heir_learns_of_the_death() {
+        check(2, || {
+            let word = Arc::new(ModelWord::impatient(mark(DEAD)));
+            let body = |word: &ModelWord, pid: u32| {
+                let got = wait(word, someone(pid), None, |who| who != DEAD).unwrap();
+                assert_eq!(owner(word), Some(someone(pid)));
+                release(word);
+                got == Got::FromTheDead(DEAD)
+            };
+            let other = {
+                let word = word.clone();
+                thread::spawn(move || body(&word, 1))
+            };
+            let mine = body(&word, 2);
+            assert!(mine != other.join().unwrap());
+        });
+    }
+}

@@ -106,3 +106,69 @@ mod tests {
         assert_eq!(value(&word), 0);
     }
 }
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::sync::atomic::{AtomicUsize, Ordering};
+    use loom::thread;
+
+    use super::*;
+    use crate::ipc::word_model::{ModelWord, check};
+
+    #[test]
+    fn loom_a_lock_excludes_and_no_waiter_is_forgotten() {
+        check(2, || {
+            let lock = Arc::new((ModelWord::new(1), AtomicUsize::new(0)));
+            let body = |lock: Arc<(ModelWord, AtomicUsize)>| {
+                let (word, inside) = &*lock;
+                assert_eq!(wait(word, None), Ok(true));
+                assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
+                inside.fetch_sub(1, Ordering::Relaxed);
+                assert_eq!(release(word, 1), Ok(()));
+            };
+            let others: Vec<_> = (0..2)
+                .map(|_| {
+                    let lock = lock.clone();
+                    thread::spawn(move || body(lock))
+                })
+                .collect();
+            body(lock.clone());
+            others.into_iter().for_each(|other| other.join().unwrap());
+            assert_eq!(value(&lock.0), 1);
+        });
+    }
+
+    #[test]
+    fn loom_each_release_lets_one_through() {
+        check(2, || {
+            let word = Arc::new(ModelWord::new(0));
+            let waiters: Vec<_> = (0..2)
+                .map(|_| {
+                    let word = word.clone();
+                    thread::spawn(move || assert_eq!(wait(&*word, None), Ok(true)))
+                })
+                .collect();
+            release(&*word, 2).unwrap();
+            release(&*word, 2).unwrap();
+            waiters
+                .into_iter()
+                .for_each(|waiter| waiter.join().unwrap());
+            assert_eq!(value(&*word), 0);
+        });
+    }
+
+    #[test]
+    fn loom_the_maximum_holds() {
+        check(3, || {
+            let word = Arc::new(ModelWord::new(0));
+            let other = {
+                let word = word.clone();
+                thread::spawn(move || release(&*word, 1).is_ok())
+            };
+            let mine = release(&*word, 1).is_ok();
+            assert!(mine != other.join().unwrap());
+            assert_eq!(value(&*word), 1);
+        });
+    }
+}
