@@ -49,7 +49,6 @@ def _permanent_helpers() -> Iterator[None]:
     faulthandler.enable()
     resource_tracker.ensure_running()
     billiard.util.get_temp_dir()
-    billiard.Lock()  # the arena of shared words
     for method in START_METHODS:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()
@@ -78,7 +77,8 @@ def _descriptors() -> dict[int, str]:
     for name in os.listdir("/proc/self/fd"):
         with contextlib.suppress(OSError):
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-    return found
+    # The arena grows when it must, and stays.
+    return {fd: what for fd, what in found.items() if "memfd:billiard-arena" not in what}
 
 
 def _names() -> set[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import operator
+import sys
 import weakref
 
 from . import _core, heap
@@ -148,11 +149,30 @@ def _class_for(cls: Any) -> Any:
 # ---- pickling, while a child is being started ----
 
 
+class _ArrayType:
+    """An array type in a pickle: such types have no names to be found by."""
+
+    def __init__(self, type_: Any) -> None:
+        self._state = (_by_name(type_._type_), type_._length_)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return operator.mul, self._state
+
+
+def _by_name(type_: Any) -> Any:
+    if issubclass(type_, ctypes.Array):
+        module = sys.modules.get(type_.__module__)
+        if getattr(module, type_.__name__, None) is not type_:
+            return _ArrayType(type_)
+    return type_
+
+
 def reduce_ctype(obj: Any) -> tuple[Any, ...]:
     """How a ctypes object in shared memory is pickled."""
     assert_spawning(obj)
     if isinstance(obj, ctypes.Array):
-        return rebuild_ctype, (obj._type_, obj._wrapper, obj._length_)  # type: ignore[attr-defined]
+        wrapper = obj._wrapper  # type: ignore[attr-defined]
+        return rebuild_ctype, (_by_name(obj._type_), wrapper, obj._length_)
     return rebuild_ctype, (type(obj), obj._wrapper, None)
 
 
