@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import _billiard as _billiard
+try:
+    import _billiard as _billiard
+except ImportError:  # hidden, to keep Celery from reading through it
+    from . import _core as _billiard  # type: ignore[no-redef]
 
 #: whether children can be started by executing a new interpreter
 supports_exec = True

@@ -116,7 +116,7 @@ def main(fd: int) -> None:
             "at shutdown",
             stacklevel=1,
         )
-    from _billiard import sem_unlink
+    from ._core import sem_unlink
 
     for name in names:
         try:
