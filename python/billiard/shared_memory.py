@@ -191,7 +191,7 @@ class ShareableList:
 
         values = tuple(sequence or ())
         items = [_encode(value) for value in values]
-        formats = [self._new_format(item) for item in items]
+        formats = [self._new_format(value) for value in values]
         self._list_len = len(items)
         self._allocated_offsets = [0]
         for item_format in formats:
@@ -208,10 +208,12 @@ class ShareableList:
             self.shm.unlink()
             raise
 
-    def _new_format(self, encoded: Any) -> str:
-        item_format = self._types_mapping[type(encoded)]
-        if isinstance(encoded, bytes):
-            return item_format % (self._alignment * (len(encoded) // self._alignment + 1))
+    def _new_format(self, value: Any) -> str:
+        item_format = self._types_mapping[type(value)]
+        if isinstance(value, (str, bytes)):
+            # By the length of the text; by that of its bytes where it is more.
+            rooms = len(value) // self._alignment + 1, -(-len(_encode(value)) // self._alignment)
+            return item_format % (self._alignment * max(rooms))
         return item_format
 
     # ---- the bytes ----
@@ -295,7 +297,7 @@ class ShareableList:
                 raise ValueError("bytes/str item exceeds available storage")
             item_format = self._types_mapping[str] % (end - start)
         else:
-            item_format = self._new_format(encoded)
+            item_format = self._new_format(value)
         self._store(position, item_format, encoded, value)
 
     def __reduce__(self) -> Any:
