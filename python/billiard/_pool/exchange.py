@@ -315,8 +315,8 @@ class Exchange:
 
     def wake(self) -> None:
         """Have the poller look around."""
-        # OSError: it has plenty to see, or there is none any more.
-        with suppress(OSError):
+        # OSError: it has plenty to see. ValueError: it has been closed, and its number is -1.
+        with suppress(OSError, ValueError):
             os.eventfd_write(self._wake, 1)
 
     # ---- tasks out ----
