@@ -414,6 +414,9 @@ class Exchange:
         while not messages:
             if self.inbox:
                 return True, self.inbox.popleft()
+            if self.closed:
+                # Before every wait: nothing else will tell that the last message has been handled.
+                self._check_drained()
             if timeout is None:
                 events = self._epoll.poll()
             else:
@@ -431,8 +434,6 @@ class Exchange:
                     self._bury(channel)
                 elif channel.flush():
                     self._forget(channel.in_fd)
-            if self.closed:
-                self._check_drained()
         return True, messages.popleft()
 
     def _hear(self) -> None:
