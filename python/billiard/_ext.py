@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 try:
-    import _billiard as _billiard
+    import _billiard
 except ImportError:  # hidden, to keep Celery from reading through it
     from . import _core as _billiard  # type: ignore[no-redef]
+
+__all__ = ["_billiard", "ensure_SemLock", "ensure_multiprocessing", "supports_exec", "win32"]
 
 #: whether children can be started by executing a new interpreter
 supports_exec = True

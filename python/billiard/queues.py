@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
+#: bytes; what is copied rather than kept in the object that it was pickled into
+_SMALL = 1 << 16
 #: in a buffer: the feeder is to end
 _sentinel: Any = object()
 
@@ -120,25 +122,22 @@ class Queue:
         do not; without room `queue.Full` is raised. `ValueError` on a closed queue. An object that
         cannot be pickled goes to `_on_queue_feeder_error` and is dropped.
         """
-        self._check_open()
+        if self._closed:
+            self._check_open()
         if not self._sem.acquire(block, timeout):
             raise Full
-        message = self._pickle(obj)
-        if message is not None:
-            self._enqueue(message)
-
-    def _pickle(self, obj: Any) -> Buffer | None:
-        """The object as bytes; None if it has none, after giving its place back."""
         try:
-            message: Buffer = ForkingPickler.dumps(obj)
-            return message
+            view = ForkingPickler.dumps(obj)
+            # The garbage collector would look at every view that waits, but not at bytes.
+            message: Buffer = bytes(view) if len(view) < _SMALL else view
         except Exception as exc:
             self._sem.release()
             self._on_queue_feeder_error(exc, obj)
-            return None
+            return
         except BaseException:
             self._sem.release()
             raise
+        self._enqueue(message)
 
     def _enqueue(self, message: Buffer) -> None:
         with self._notempty:
@@ -153,7 +152,8 @@ class Queue:
         If there is none, wait for one (at most `timeout` seconds) or, with `block` false, do not;
         without one `queue.Empty` is raised. `ValueError` on a closed queue.
         """
-        self._check_open()
+        if self._closed:
+            self._check_open()
         if block and timeout is None:
             with self._rlock:
                 message = self._reader._recv_pickle()
@@ -241,7 +241,7 @@ class Queue:
             args=(
                 self._buffer,
                 self._notempty,
-                self._send_bytes,
+                self._writer._send_bytes,
                 self._wlock,
                 self._writer.close,
             ),
