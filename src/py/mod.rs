@@ -32,5 +32,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     sharedctypes::register(module)?;
     synchronize::register(module)?;
     util::register(module)?;
-    Ok(())
+    // PyO3 collects the names; nobody imports `*` from here, and the stub has no use for a copy.
+    module.delattr("__all__")
 }
