@@ -62,7 +62,11 @@ pub struct Segment {
 impl Segment {
     fn create(len: usize, common: bool) -> nix::Result<Self> {
         // The names are for people who look at /proc/PID/fd.
-        let name = if common { c"billiard-arena" } else { c"billiard-block" };
+        let name = if common {
+            c"billiard-arena"
+        } else {
+            c"billiard-block"
+        };
         let mapping = Mapping::create(name, len)?;
         let id = memory::random_id()?;
         let head = mapping.line(0);

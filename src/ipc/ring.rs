@@ -92,7 +92,7 @@ pub fn pop<S: Store, T>(
         if filled == 0 {
             return Ok(None);
         }
-        if filled > capacity as u64 || filled % 8 != 0 || head % 8 != 0 {
+        if filled > capacity as u64 || !filled.is_multiple_of(8) || !head.is_multiple_of(8) {
             return Err(Corrupt);
         }
         let offset = head as usize & (capacity - 1);
@@ -189,7 +189,7 @@ mod tests {
         let mut state = 0x9e37_79b9_7f4a_7c15;
         let mut inside: VecDeque<(u32, Vec<u8>)> = VecDeque::new();
         for step in 0..20_000u32 {
-            if random(&mut state) % 2 == 0 {
+            if random(&mut state).is_multiple_of(2) {
                 let len = random(&mut state) as usize % (longest(256) + 1);
                 let bytes: Vec<u8> = (0..len).map(|i| (step as usize + i) as u8).collect();
                 let (a, b) = bytes.split_at(len / 2);

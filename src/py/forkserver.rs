@@ -28,7 +28,7 @@ fn request_sockets() -> PyResult<(RawFd, RawFd)> {
 fn serve_forks(py: Python<'_>, requests: RawFd) -> PyResult<Option<Vec<RawFd>>> {
     let mut server = Template::new(requests).map_err(os_error)?;
     loop {
-        let Some(request) = block_on(py, Deadline::Never, |_| server.next())? else {
+        let Some(request) = block_on(py, Deadline::Never, |_| server.next_request())? else {
             return Ok(None);
         };
         match fork_with_hooks(py) {

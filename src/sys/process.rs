@@ -239,7 +239,7 @@ mod tests {
     fn exit_status_and_signal_are_told_apart() {
         assert_eq!(wait(&child(|| {})), Some(5));
         // SAFETY: ends the child.
-        let killed = child(|| unsafe { drop(libc::raise(libc::SIGKILL)) });
+        let killed = child(|| unsafe { _ = libc::raise(libc::SIGKILL) });
         assert_eq!(wait(&killed), Some(-libc::SIGKILL));
     }
 
@@ -259,7 +259,7 @@ mod tests {
     #[test]
     fn a_running_child_has_no_exit_code_and_takes_signals() {
         // SAFETY: waits for a signal.
-        let started = child(|| unsafe { drop(libc::pause()) });
+        let started = child(|| unsafe { _ = libc::pause() });
         let sentinel = Some(&started.sentinel);
         assert_eq!(reap(started.pid, sentinel), Ok(None));
         assert_eq!(started.sentinel.wait(Some(Duration::ZERO)), Ok(false));

@@ -65,7 +65,7 @@ impl Map {
 
     /// The 64-bit word at `offset` bytes, which must be aligned.
     pub fn u64(&self, offset: usize) -> &AtomicU64 {
-        assert!(offset % 8 == 0 && offset + 8 <= self.len);
+        assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
         // SAFETY: in range and aligned (asserted; mappings are page-aligned), and every bit
         // pattern is a valid AtomicU64.
         unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU64>() }
@@ -73,7 +73,7 @@ impl Map {
 
     /// The 32-bit word at `offset` bytes, which must be aligned.
     pub fn u32(&self, offset: usize) -> &AtomicU32 {
-        assert!(offset % 4 == 0 && offset + 4 <= self.len);
+        assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
         // SAFETY: as in `u64`.
         unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() }
     }

@@ -90,7 +90,7 @@ impl Template {
 
     /// Waits for the next request, and reports the deaths of children meanwhile. `None` when all
     /// clients have gone.
-    pub fn next(&mut self) -> nix::Result<Option<Request>> {
+    pub fn next_request(&mut self) -> nix::Result<Option<Request>> {
         loop {
             let (requests, deaths) = (self.requests, self.deaths.as_raw_fd());
             let mut set = PollSet::new([requests, deaths]);
