@@ -533,12 +533,12 @@ class ResultHandler(PoolThread):
                     if task is None:
                         debug("result handler got sentinel")
                         break
-                    self._handle(task)
+                    self._receive(task)
                     del task
         finally:
             self.on_end()
 
-    def _handle(self, task: Any) -> None:
+    def _receive(self, task: Any) -> None:
         try:
             self.on_state_change(task)
         except Exception as exc:
