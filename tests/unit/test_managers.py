@@ -660,8 +660,7 @@ def test_a_client_that_never_authenticates_holds_up_nobody(manager: Manager) -> 
 # ---- odds and ends ----
 
 
-def test_server_in_a_thread_of_this_process_serves_its_own_children(ctx: Any) -> None:
-    """`get_server().serve_forever()`, as programs that are a manager do it."""
+def test_program_that_is_a_server_serves_the_children_of_others(ctx: Any) -> None:
     code = (
         "import sys, test_managers\n"
         "m = test_managers.Manager(('127.0.0.1', 0), b'key')\n"
@@ -669,7 +668,7 @@ def test_server_in_a_thread_of_this_process_serves_its_own_children(ctx: Any) ->
         "print(server.address[1], flush=True)\n"
         "server.serve_forever()\n"
     )
-    path = f"{ROOT}:{Path(__file__).parent}"
+    path = f"{ROOT}:{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
     server = subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | {"PYTHONPATH": path},
