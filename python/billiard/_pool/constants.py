@@ -21,6 +21,7 @@ DEATH = 4  # the worker is about to exit
 # More of them, of workers that announce themselves.
 UP = 5  # the worker is ready for tasks
 UNFIT = 6  # it is not: its initializer has failed
+DROPPED = 7  # a task was not run: the pool has taken it back
 
 # Exit statuses of workers.
 EX_OK: int = getattr(os, "EX_OK", 0)

@@ -8,51 +8,56 @@
     └── epoll: results, room to write, deaths, the wake-up ◄─────────────┘
 ```
 
-A worker has one task at most. Nothing waits behind a long task, a signal for a task cannot meet
-the next one, and what a dead worker had is known. The price is a round trip per task, hidden as
-long as there are enough workers.
+A worker whose tasks take an instant is given some ahead, so that neither side waits for the other
+each time. They are its own only when it begins with them: for every task that is sent the exchange
+releases a semaphore of the channel (``permits``), and the worker acquires it, or reports the task
+dropped. When a worker becomes idle and nothing waits, the exchange acquires permits of others and
+takes their last tasks back. So nothing waits behind a long task while another worker is idle.
+A task with a time limit is alone in its channel: its signal cannot meet the next one.
 
 State of a channel:
 
 ```
- starting ──UP──► idle ◄──READY── busy                 task is None: starting, idle
-    │              └──dispatch──►  │                   task.accepted: ACK has come
-    └──────── sentinel ────────────┴──► over           everything that it sent has been read
+ starting ──UP──► idle ◄──READY, DROPPED (the last)── busy
+    │              └───────────dispatch───────────────►│
+    └───────── sentinel ───────────────────────────────┴──► over: all that it sent has been read
 ```
 
 Process-local. ``waiting`` and ``idle`` are deques, whose operations are atomic: no lock is held
 anywhere on the way of a task, so a signal handler may interrupt a submitter anywhere and terminate
-the pool. ``Channel.lock`` is the poller's and the timeout handler's alone. A forked child closes
-its copies of the descriptors, see :meth:`Exchange.abandon`.
+the pool. Whoever takes a channel out of ``idle`` owns it until its task is written; busy channels
+are the poller's. A forked child closes its copies of the descriptors, see :meth:`abandon`.
 """
 
 from __future__ import annotations
 
 import os
 import select
-import threading
 from _queue import SimpleQueue
 from collections import deque
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from time import monotonic
 
 from ..einfo import ExceptionInfo
-from .constants import ACK, READY, TASK
-from .log import debug, error
+from .channel import Channel, Task
+from .constants import ACK, DROPPED, READY, TASK
+from .log import error
 from .wire import GOODBYE, ResultPipe, TaskPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from typing import Any
 
-#: bytes asked of a channel at once: what a pipe holds
-CHUNK = 1 << 16
 #: A feeder of a sequence pauses above so many tasks (or bytes of them) that wait for a worker, and
 #: goes on below half of it: the sequence may be endless, its items large.
 WAITING_TASKS = 256
 WAITING_BYTES = 1 << 20
-
+#: the same for a worker that is given tasks ahead: they must fit into its pipe
+AHEAD = 32
+AHEAD_BYTES = 1 << 14
+#: seconds that a task of a worker which is given tasks ahead may take
+QUICK = 1e-3
 #: seconds that a worker which has closed its pipe may still live
 KILL_SILENT_AFTER = 1.0
 
@@ -60,165 +65,13 @@ KILL_SILENT_AFTER = 1.0
 OVER = -1
 
 _WAKE, _RESULT, _SENTINEL, _ROOM = range(4)
-
-
-class Task:
-    """A task, encoded. Kept until a worker has accepted it: the worker may die before."""
-
-    __slots__ = ("accepted", "condemned", "frame", "hard", "i", "job", "size", "soft", "warned")
-
-    def __init__(self, job: int, i: int | None, frame: list[memoryview]) -> None:
-        self.job, self.i = job, i
-        self.frame = frame
-        self.size = sum(map(len, frame))
-        #: limits in seconds
-        self.soft: float | None = None
-        self.hard: float | None = None
-        #: when a worker began with it, monotonic seconds
-        self.accepted: float | None = None
-        #: its soft limit has passed and its worker has been told
-        self.warned = False
-        #: its outcome is decided and its worker is being ended
-        self.condemned = False
-
-
-class Channel:
-    """The parent's view of a worker."""
-
-    def __init__(self, worker: Any) -> None:
-        self.worker = worker
-        self.pid: int = worker.pid
-        self.inq: TaskPipe = worker.inq
-        self.outq: ResultPipe = worker.outq
-        self.in_fd: int = worker.inqW_fd
-        self.out_fd: int = worker.outqR_fd
-        #: a copy: the process closes its own as soon as it is reaped
-        self.sentinel = os.dup(worker.sentinel)
-        self.lock = threading.Lock()
-        self.task: Task | None = None
-        self.up = False
-        #: a thread is handing it a task
-        self.giving = False
-        #: gets no more tasks
-        self.retired = False
-        #: has been told to exit
-        self.dismissed = False
-        self.over = False
-        #: why it could not become ready
-        self.unfit: Any = None
-        #: when to kill it, monotonic seconds
-        self.kill_at: float | None = None
-        #: what does not fit into the pipe yet
-        self.unsent: list[memoryview] = []
-        self.incoming = Incoming(self.out_fd)
-
-    def write(self, frame: list[memoryview]) -> bool:
-        """Send a frame as far as there is room; true if that was all of it."""
-        self.unsent = list(frame)
-        return self.flush()
-
-    def flush(self) -> bool:
-        """Send on; true if nothing is left."""
-        views = self.unsent
-        while views:
-            try:
-                sent = os.write(self.in_fd, views[0])
-            except BlockingIOError:
-                return False
-            except OSError as exc:
-                # The worker has gone; its death will be noticed by other means.
-                debug("could not write to %r: %r", self.worker, exc)
-                views.clear()
-            else:
-                if sent == len(views[0]):
-                    del views[0]
-                else:
-                    views[0] = views[0][sent:]
-        return True
-
-    def close(self) -> None:
-        """Close every descriptor of it that this process has."""
-        if self.sentinel >= 0:
-            os.close(self.sentinel)
-            self.sentinel = -1
-        self.inq.close()
-        self.outq.close()
-
-
-class Incoming:
-    """Takes frames out of a non-blocking descriptor, many small ones with one read."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.at_end = False
-        self._rest = b""
-        #: a long frame that is arriving, and how much of it has
-        self._long: bytearray | None = None
-        self._have = 0
-
-    def frames(self) -> Iterator[memoryview]:
-        while True:
-            if self._long is not None:
-                if not self._fill(self._long):
-                    return
-                frame, self._long = self._long, None
-                yield memoryview(frame)
-                continue
-            try:
-                chunk = os.read(self.fd, CHUNK)
-            except BlockingIOError:
-                return
-            except OSError:
-                chunk = b""
-            if not chunk:
-                self.at_end = True
-                return
-            data = self._rest + chunk if self._rest else chunk
-            yield from self._split(data)
-            if len(chunk) < CHUNK and self._long is None:
-                # Read dry, most likely; if not, the poller says so.
-                return
-
-    def _split(self, data: bytes) -> Iterator[memoryview]:
-        view, at, end = memoryview(data), 0, len(data)
-        while end - at >= 4:
-            body, size = at + 4, int.from_bytes(data[at : at + 4], "big", signed=True)
-            if size == -1:
-                body = at + 12
-                if end < body:
-                    break
-                size = int.from_bytes(view[at + 4 : body], "big")
-            if end - body < size:
-                if size > CHUNK:
-                    self._long = bytearray(size)
-                    self._have = end - body
-                    self._long[: self._have] = view[body:]
-                    at = end
-                break
-            yield view[body : body + size]
-            at = body + size
-        self._rest = data[at:]
-
-    def _fill(self, frame: bytearray) -> bool:
-        with memoryview(frame) as view:
-            while self._have < len(frame):
-                try:
-                    got = os.readv(self.fd, [view[self._have :]])
-                except BlockingIOError:
-                    return False
-                except OSError:
-                    got = 0
-                if not got:
-                    self.at_end = True
-                    return False
-                self._have += got
-        return True
+_NO_LOCK = nullcontext()
 
 
 class Exchange:
     """Hands tasks to workers and collects what they report."""
 
-    def __init__(self, limits_of: Callable[[int], tuple[float | None, float | None]]) -> None:
+    def __init__(self, limits_of: Callable[[int], tuple[float, float]]) -> None:
         self._limits_of = limits_of
         self.channels: dict[int, Channel] = {}  # by pid
         self.waiting: deque[Task] = deque()
@@ -347,20 +200,64 @@ class Exchange:
             self.waiting.appendleft(task)
         else:
             self._waiting_bytes = self._waiting_bytes - task.size if self.waiting else 0
-            channel.task = task
-            if not channel.write(task.frame):
-                self._sources[channel.in_fd] = (_ROOM, channel)
-                self._epoll.register(channel.in_fd, select.EPOLLOUT)
+            if not channel.give(task):
+                self._watch_room(channel)
             channel.giving = False
         if channel.over:
             self.on_change()
 
+    def _watch_room(self, channel: Channel) -> None:
+        self._sources[channel.in_fd] = (_ROOM, channel)
+        self._epoll.register(channel.in_fd, select.EPOLLOUT)
+
     def make_available(self, channel: Channel) -> None:
-        """A worker has nothing to do."""
+        """A worker has nothing to do. The poller only."""
         if not channel.retired:
+            if not self.waiting:
+                self._steal()
             self.idle.append(channel)
             self.dispatch()
         self.release_feeder()
+
+    def _steal(self) -> None:
+        """Take tasks back from the worker that has most ahead of it."""
+        most, ahead = None, 0
+        for channel in list(self.channels.values()):
+            if len(channel.tasks) - 1 > ahead and not (channel.retired or channel.dropping):
+                most, ahead = channel, len(channel.tasks) - 1
+        if most is not None:
+            # Half of them: what runs there may well end soon.
+            tasks = most.take_back((ahead + 1) // 2)
+            self._waiting_bytes += sum(task.size for task in tasks)
+            self.waiting.extend(tasks)
+
+    def _refill(self, channel: Channel) -> None:
+        """Give a worker that is quick enough some tasks ahead. The poller only."""
+        if channel.retired or channel.unsent or channel.dropping or channel.limited:
+            return
+        share = min(AHEAD, len(self.waiting) // len(self.channels) + 1)
+        if 2 * len(channel.tasks) > share:
+            return
+        share -= len(channel.tasks)
+        if channel.lifetime:
+            share = min(share, channel.lifetime - channel.sent)
+        tasks: list[Task] = []
+        size = 0
+        while len(tasks) < share:
+            try:
+                task = self.waiting.popleft()
+            except IndexError:
+                break
+            size += task.size
+            if size > AHEAD_BYTES or task.soft or task.hard:
+                self.waiting.appendleft(task)
+                break
+            tasks.append(task)
+        if tasks:
+            self._waiting_bytes = self._waiting_bytes - size if self.waiting else 0
+            if not channel.give_ahead(tasks):
+                self._watch_room(channel)
+            self.release_feeder()
 
     # ---- workers ----
 
@@ -394,16 +291,18 @@ class Exchange:
             channel.dismissed = True
             channel.write([memoryview(GOODBYE)])
 
-    def take_back(self, channel: Channel) -> Task | None:
-        """The task of a worker that is over, if it had begun; if not, the task waits again."""
+    def inherit(self, channel: Channel) -> Task | None:
+        """The task that a worker had begun when it ended; the others wait again."""
+        begun = None
         with channel.lock:
-            task, channel.task = channel.task, None
-        if task is None or task.accepted is not None:
-            return task
-        self._waiting_bytes += task.size
-        self.waiting.appendleft(task)
+            tasks, channel.tasks = list(channel.tasks), deque()
+        if tasks and tasks[0].accepted is not None:
+            begun = tasks.pop(0)
+        for task in reversed(tasks):
+            self._waiting_bytes += task.size
+            self.waiting.appendleft(task)
         self.dispatch()
-        return None
+        return begun
 
     # ---- results out ----
 
@@ -451,10 +350,15 @@ class Exchange:
                 break
             kind = message[0]
             if kind == READY:
-                self._freed(channel)
+                self._done(channel, ResultPipe.finished_at(frame))
             elif kind == ACK:
                 self._begun(channel, message[1][2])
+            elif kind == DROPPED:
+                self._dropped(channel)
+                continue
             append(message)
+        if channel.is_quick and channel.tasks and self.waiting:
+            self._refill(channel)
         if channel.incoming.at_end and channel.out_fd in self._sources:
             # A worker that has closed its end will exit, or never report anything again.
             self._forget(channel.out_fd)
@@ -466,21 +370,34 @@ class Exchange:
         self.on_change()
 
     def _begun(self, channel: Channel, accepted: float) -> None:
-        task = channel.task
-        if task is not None:
+        if channel.tasks:
+            task = channel.tasks[0]
             task.accepted = accepted
             # It will not be sent again.
             task.frame = []
             if task.soft or task.hard:
                 self.on_limit(task)
 
-    def _freed(self, channel: Channel) -> None:
-        """The worker's task is done: give it the next one before the result is looked at."""
-        with channel.lock:
-            task, channel.task = channel.task, None
-        if task is not None and task.condemned:
+    def _done(self, channel: Channel, finished: float) -> None:
+        """The worker's task is done. It gets others before the result is looked at."""
+        if not channel.tasks:
+            return
+        task = channel.tasks[0]
+        with channel.lock if channel.limited else _NO_LOCK:
+            channel.tasks.popleft()
+        channel.is_quick = task.accepted is not None and finished - task.accepted < QUICK
+        if task.condemned or (
+            channel.lifetime and channel.sent >= channel.lifetime and not channel.tasks
+        ):
             channel.retired = True
-        self.make_available(channel)
+        if not channel.tasks and not channel.dropping:
+            self.make_available(channel)
+
+    def _dropped(self, channel: Channel) -> None:
+        """The worker has come upon a task that had been taken back."""
+        channel.dropping -= 1
+        if not channel.tasks and not channel.dropping:
+            self.make_available(channel)
 
     def _bury(self, channel: Channel) -> None:
         """The worker has exited: read what it left behind."""
@@ -494,7 +411,7 @@ class Exchange:
         if self.drained or self.waiting or self._bringing or self.inbox or self._messages:
             return
         channels = list(self.channels.values())
-        if not any(channel.task for channel in channels):
+        if not any(channel.tasks for channel in channels):
             self.drained = True
             for channel in channels:
                 if channel.up and not channel.over:

@@ -28,9 +28,10 @@ from weakref import ref
 from .. import util
 from ..common import human_status
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from .channel import Channel, Task
 from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, UNFIT, UP
 from .drive import Drive
-from .exchange import OVER, Channel, Exchange, Task
+from .exchange import OVER, Exchange
 from .handlers import KILL_AFTER, end_worker, kill_if_there
 from .log import debug, error
 from .results import captured
@@ -122,7 +123,7 @@ class Limits:
         return due
 
     def _enforce_on(self, channel: Channel, now: float) -> float:
-        task = channel.task
+        task = channel.limited
         if task is None or task.accepted is None or task.condemned:
             return float("inf")
         if task.hard and now >= task.accepted + task.hard:
@@ -141,14 +142,14 @@ class Limits:
             tell(soft=True)
         # With the lock the worker has this task and no other, even if it is done with it.
         with channel.lock:
-            if channel.task is task:
+            if channel.limited is task:
                 assert SIG_SOFT_TIMEOUT is not None
                 kill_if_there(channel.pid, SIG_SOFT_TIMEOUT)
 
     def _end(self, channel: Channel, task: Task, now: float) -> float:
         debug("hard time limit exceeded for task %s of job %s", task.i, task.job)
         with channel.lock:
-            if channel.task is not task:
+            if channel.limited is not task:
                 return float("inf")
             task.condemned = channel.retired = True
         job = self.cache.get(task.job)
@@ -169,9 +170,11 @@ class ThreadsDrive(Drive):
 
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)
+        self._context = pool._ctx
         self.workers: list[Any] = pool._pool
         self.cache: dict[int, Any] = pool._cache
-        self._default_limits = (pool.soft_timeout, pool.timeout)
+        self._default_limits = (pool.soft_timeout or 0, pool.timeout or 0)
+        self._lifetime: int = pool._maxtasksperchild or 0
         self._changes: SimpleQueue[None] = SimpleQueue()
         self.maintenance = threading.RLock()
         #: workers that ended before they were ready, since the last that was
@@ -266,7 +269,7 @@ class ThreadsDrive(Drive):
 
     # ---- tasks ----
 
-    def _limits_of(self, number: int) -> tuple[float | None, float | None]:
+    def _limits_of(self, number: int) -> tuple[float, float]:
         job = self.cache.get(number)
         soft, hard = self._default_limits
         return getattr(job, "_soft_timeout", None) or soft, getattr(job, "_timeout", None) or hard
@@ -286,10 +289,10 @@ class ThreadsDrive(Drive):
     # ---- workers ----
 
     def queues(self) -> tuple[Any, Any, Any]:
-        return TaskPipe(wnonblock=True), ResultPipe(rnonblock=True), None
+        return TaskPipe(self._context), ResultPipe(rnonblock=True), None
 
     def started(self, worker: Any) -> None:
-        self.exchange.attach(Channel(worker))
+        self.exchange.attach(Channel(worker, self._lifetime))
 
     def not_started(self, worker: Any) -> None:
         self.workers.remove(worker)
@@ -312,7 +315,7 @@ class ThreadsDrive(Drive):
 
     def is_busy(self, worker: Any) -> bool:
         channel = self._channel(worker)
-        return channel is not None and channel.task is not None
+        return channel is not None and bool(channel.tasks)
 
     def retire(self, worker: Any) -> bool:
         channel = self._channel(worker)
@@ -413,7 +416,7 @@ class ThreadsDrive(Drive):
         worker.join()
         exitcode: int | None = worker.exitcode
         self.workers.remove(worker)
-        task = self.exchange.take_back(channel)
+        task = self.exchange.inherit(channel)
         self.exchange.detach(channel)
         if pool is not None:
             pool._forget_worker(worker)

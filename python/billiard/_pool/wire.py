@@ -6,7 +6,7 @@ Frames of the threads drive, inside the frames of a connection:
  to a worker       task      job: i64 │ i: i64 │ pickle of (func, args, kwargs)
                    goodbye   (empty)
  from a worker     ACK       b"A" │ job: i64 │ i: i64 │ accepted at: f64, monotonic seconds
-                   READY     b"R" │ job: i64 │ i: i64 │ success: bool │ pickle of the outcome
+                     READY     b"R" │ job: i64 │ i: i64 │ success: bool │ done at: f64 │ pickle
                    other     b"O" │ pickle of the message
 ```
 
@@ -19,12 +19,13 @@ from __future__ import annotations
 from _pickle import PicklingError, Unpickler, dumps, loads
 from io import BytesIO
 from struct import Struct
+from time import monotonic
 from types import BuiltinFunctionType, FunctionType
 
 from ..einfo import ExceptionInfo, RemoteTraceback
 from ..queues import _SimpleQueue
 from ..reduction import ForkingPickler
-from .constants import ACK, READY, TASK
+from .constants import ACK, DROPPED, READY, TASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ _FRAMED_HEAD = Struct("<iqq")  # with room for the length in front
 #: the frame that tells a worker to exit
 GOODBYE = _LENGTH.pack(0)
 _ACK = Struct("<cqqd")
-_READY_HEAD = Struct("<cqq?")
+_READY_HEAD = Struct("<cqq?d")
 _KIND_ACK, _KIND_READY = b"AR"
 _KIND_OTHER = b"O"
 
@@ -211,7 +212,21 @@ def decode_message(payload: Buffer) -> Any:
 
 
 class TaskPipe(_SimpleQueue):
-    """Tasks on their way to one worker. In the worker this is ``Worker.inq``."""
+    """Tasks on their way to one worker. In the worker this is ``Worker.inq``.
+
+    ``permits`` counts the tasks that it may run: see :mod:`billiard._pool.exchange`.
+    """
+
+    def __init__(self, context: Any) -> None:
+        super().__init__(wnonblock=True)
+        self.permits = context.Semaphore(0)
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (*super().__getstate__(), self.permits)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *rest, self.permits = state
+        super().__setstate__(tuple(rest))
 
     @staticmethod
     def encode(job: int, i: int | None, call: tuple[Any, Any, Any]) -> list[memoryview]:
@@ -226,12 +241,16 @@ class TaskPipe(_SimpleQueue):
         _LENGTH.pack_into(frame, 0, size)
         return [frame]
 
-    @staticmethod
-    def decode(payload: Buffer) -> Any:
-        """What :meth:`get_payload` gave, as a message; None for goodbye."""
+    def decode(self, payload: Buffer) -> Any:
+        """What :meth:`get_payload` gave, as a message; None for goodbye.
+
+        For a task that has been taken back the message is what to tell the pool.
+        """
         view = memoryview(payload)
         if not view:
             return None
+        if not self.permits.acquire(False):
+            return DROPPED, ()
         job, i = _TASK_HEAD.unpack_from(view)
         try:
             func, args, kwargs = loads(view[_TASK_HEAD.size :])
@@ -260,7 +279,7 @@ class ResultPipe(_SimpleQueue):
         kind, args = message
         if kind == READY:
             job, i, (success, value), _ = args
-            head = _READY_HEAD.pack(b"R", job, -1 if i is None else i, success)
+            head = _READY_HEAD.pack(b"R", job, -1 if i is None else i, success, monotonic())
             self.send_payload(encode_value(value, head))
         elif kind == ACK:
             job, i, accepted_at, _, _ = args
@@ -277,13 +296,18 @@ class ResultPipe(_SimpleQueue):
         """
         kind = payload[0]
         if kind == _KIND_READY:
-            _, job, i, success = _READY_HEAD.unpack_from(payload)
+            _, job, i, success, _ = _READY_HEAD.unpack_from(payload)
             outcome = _outcome(success, payload[_READY_HEAD.size :])
             return READY, (job, None if i < 0 else i, outcome, None)
         if kind == _KIND_ACK:
             _, job, i, accepted_at = _ACK.unpack(payload)
             return ACK, (job, None if i < 0 else i, accepted_at, pid, None)
         return loads(payload[1:])
+
+    @staticmethod
+    def finished_at(payload: memoryview) -> float:
+        """When the worker sent this READY, monotonic seconds."""
+        return _READY_HEAD.unpack_from(payload)[4]  # type: ignore[no-any-return]
 
 
 def _outcome(success: bool, pickled: memoryview) -> Outcome:

@@ -36,6 +36,7 @@ from . import wire
 from .constants import (
     ACK,
     DEATH,
+    DROPPED,
     EX_FAILURE,
     EX_OK,
     EX_RECYCLE,
@@ -269,14 +270,18 @@ class Worker:
                 message = wait_for_job()
                 if not message:
                     continue
-                kind, (job, i, fun, args, kwargs) = message
+                kind, task = message
+                if kind == DROPPED:
+                    put(message)
+                    continue
                 assert kind == TASK
+                job, i, fun, args, kwargs = task
                 put((ACK, (job, i, now(), pid, synqW_fd)))
                 if self.wait_for_syn is not None and not self._may_run(job):
                     continue
                 outcome, ending = self._run(fun, args, kwargs)
                 # Nothing of the task may live on while the worker waits for the next one.
-                del message, fun, args, kwargs
+                del message, task, fun, args, kwargs
                 try:
                     put((READY, (job, i, outcome, inqW_fd)))
                 except Exception as exc:
