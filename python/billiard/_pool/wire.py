@@ -45,8 +45,11 @@ _READY_HEAD = Struct("<cqq?d")
 _KIND_ACK, _KIND_READY = b"AR"
 _KIND_OTHER = b"O"
 
-#: types that need none of the reducers that can be registered
-_PLAIN = frozenset({int, float, str, bytes, bool, type(None)})
+#: Types that need none of the reducers that can be registered. What is longer than SHORT goes the
+#: general way, which copies less.
+_NUMBERS = frozenset({int, float, bool, type(None)})
+_TEXTS = frozenset({str, bytes})
+_SHORT = 1 << 12
 
 
 class MaybeEncodingError(Exception):
@@ -94,6 +97,11 @@ def _repr(value: object) -> str:
 # ---- pickling ----
 
 
+def _is_plain(value: Any) -> bool:
+    kind = type(value)
+    return kind in _NUMBERS or (kind in _TEXTS and len(value) < _SHORT)
+
+
 def _plain_dumps(prefix: bytes, obj: object) -> Buffer:
     """``prefix``, then a pickle, without copying what is large."""
     buffer = BytesIO()
@@ -109,7 +117,7 @@ def encode_call(prefix: bytes, call: tuple[Any, Any, Any]) -> Buffer:
         if (
             not kwargs
             and type(func) in (FunctionType, BuiltinFunctionType)
-            and all(type(arg) in _PLAIN for arg in args)
+            and all(map(_is_plain, args))
         ):
             return prefix + dumps(call)
         return _plain_dumps(prefix, call)
@@ -119,7 +127,7 @@ def encode_call(prefix: bytes, call: tuple[Any, Any, Any]) -> Buffer:
 
 def encode_value(value: object, prefix: bytes = b"") -> Buffer:
     """Pickle an outcome after a prefix; unlike a task it does not travel by value."""
-    if type(value) in _PLAIN:
+    if _is_plain(value):
         return prefix + dumps(value)
     return _plain_dumps(prefix, value)
 
@@ -131,7 +139,7 @@ def failure(exc: BaseException) -> ExceptionInfo:
     imported) is replaced by a :class:`MaybeEncodingError`; the traceback's text always arrives.
     """
     info = ExceptionInfo()
-    if type(exc).__module__ != "builtins" or not all(type(a) in _PLAIN for a in exc.args):
+    if type(exc).__module__ != "builtins" or not all(map(_is_plain, exc.args)):
         try:
             loads(encode_value((info.type, info.exception)))
         except Exception as broken:
