@@ -162,8 +162,8 @@ class Pool(Submitting):
 
         self._cache: dict[int, Any] = {}
         self._pool: list[Any] = []
-        self._poolctrl: dict[int, Any] = {}
-        self._on_ready_counters: dict[int, Any] = {}
+        self._poolctrl: dict[int | None, Any] = {}
+        self._on_ready_counters: dict[int | None, Any] = {}
         self._putlock = semaphore or LaxBoundedSemaphore(self._processes)
         self._taskqueue: Any = SimpleQueue()
         self._drive = self._make_drive()
@@ -206,7 +206,7 @@ class Pool(Submitting):
         """The pool could not be made: leave no worker behind."""
         self._state = TERMINATE
         for worker in self._pool:
-            if worker._popen is not None:
+            if getattr(worker, "_popen", worker) is not None:
                 worker.terminate()
                 worker.join()
         self._drive.abort()
@@ -252,7 +252,7 @@ class Pool(Submitting):
     ) -> None:
         # Bound early: at interpreter exit modules may be gone.
         if self._state == RUN and self._owner == _getpid():
-            _warn(f"unclosed running multiprocessing pool {self!r}", ResourceWarning, source=self)
+            _warn(f"unclosed running billiard pool {self!r}", ResourceWarning, source=self)
 
     def _check_running(self) -> None:
         super()._check_running()
@@ -357,14 +357,10 @@ class Pool(Submitting):
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
         worker.index = i
-        try:
-            worker.start()
-        except BaseException:
-            self._drive.not_started(worker)
-            raise
-        self._poolctrl[worker.pid] = sentinel
-        self._on_ready_counters[worker.pid] = on_ready_counter
-        self._drive.started(worker)
+        self._drive.launch(worker)
+        pid = getattr(worker, "pid", None)
+        self._poolctrl[pid] = sentinel
+        self._on_ready_counters[pid] = on_ready_counter
         if self.on_process_up:
             self.on_process_up(worker)
         return worker

@@ -134,12 +134,10 @@ class Channel:
         return True
 
     def close(self) -> None:
-        """Close every descriptor of it that this process has."""
+        """Close what belongs to it alone; the pipes are the exchange's to close."""
         if self.sentinel >= 0:
             os.close(self.sentinel)
             self.sentinel = -1
-        self.inq.close()
-        self.outq.close()
 
 
 class Incoming:

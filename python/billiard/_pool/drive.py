@@ -8,8 +8,8 @@ drive moves tasks and results, and notices deaths and deadlines. A pool has one,
  ────────────────                                     ────────────────
  open()             before the first worker           pool._result_handler.on_state_change(message)
  queues()           the ends for the next worker         (ACK, (job, i, time, pid, synq_fd))
- started(worker)    it has a pid now                     (READY, (job, i, (success, value), inq_fd))
- not_started(worker)                                     other kinds that a Worker subclass sends
+ launch(worker)     start it                             (READY, (job, i, (success, value), inq_fd))
+                                                         other kinds that a Worker subclass sends
  start()            the handlers exist: begin         pool._maintain_pool()
  submit_one(task)                                        reaps and replaces, by way of reap()
  pool._taskqueue.put((tasks, set_length))             pool._task_lost(job, i, worker, exitcode)
@@ -114,11 +114,9 @@ class Drive:
         """``(inq, outq, synq)`` for the next worker."""
         raise NotImplementedError
 
-    def started(self, worker: Any) -> None:
-        """A worker process has been started."""
-
-    def not_started(self, worker: Any) -> None:
-        """A worker process, the last in the pool's list, could not be started."""
+    def launch(self, worker: Any) -> None:
+        """Start a worker process, the last in the pool's list."""
+        worker.start()
 
     def reap(self, shutdown: bool = False) -> list[int | None]:
         """Reap the workers that have exited and see to their tasks; returns exit statuses.

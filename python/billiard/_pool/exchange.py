@@ -97,6 +97,9 @@ class Exchange:
         self._feeder_pauses = False
         self._room: SimpleQueue[None] = SimpleQueue()
         self._messages: deque[Any] = deque()
+        #: what this process has of the workers' pipes, and those of the youngest
+        self._pipes: list[tuple[TaskPipe, ResultPipe]] = []
+        self._lent: tuple[Any, Any] = (None, None)
         self._epoll = select.epoll()
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._sources: dict[int, tuple[int, Channel | None]] = {self._wake: (_WAKE, None)}
@@ -261,11 +264,24 @@ class Exchange:
 
     # ---- workers ----
 
+    def lend(self, inq: TaskPipe, outq: ResultPipe) -> None:
+        """The next process that is forked is the worker that these are for."""
+        self._lent = inq, outq
+        self._pipes.append(self._lent)
+
+    def take_over(self, inq: TaskPipe, outq: ResultPipe) -> None:
+        """It has been started: it has its ends, and this process wants to see them closed."""
+        inq._reader.close()
+        outq._writer.close()
+
+    def drop(self, inq: TaskPipe, outq: ResultPipe) -> None:
+        """Close what is left of a pair."""
+        inq.close()
+        outq.close()
+        self._pipes.remove((inq, outq))
+
     def attach(self, channel: Channel) -> None:
-        """Listen to a worker that has just been started."""
-        # The child has its own copies of its ends. Without ours, each side sees the other's death.
-        channel.inq._reader.close()
-        channel.outq._writer.close()
+        """Listen to a worker that has been started."""
         self.channels[channel.pid] = channel
         for fd, kind in ((channel.out_fd, _RESULT), (channel.sentinel, _SENTINEL)):
             self._sources[fd] = (kind, channel)
@@ -275,8 +291,9 @@ class Exchange:
         """Stop listening to a worker that is over, and close its channel."""
         self._forget(channel.out_fd, channel.in_fd, channel.sentinel)
         self.channels.pop(channel.pid, None)
+        channel.close()
         if not channel.giving:
-            channel.close()
+            self.drop(channel.inq, channel.outq)
         self.wake()  # this may have been what the end was waiting for
 
     def _forget(self, *fds: int) -> None:
@@ -408,7 +425,7 @@ class Exchange:
         self._messages.append((OVER, (channel,)))
 
     def _check_drained(self) -> None:
-        if self.drained or self.waiting or self._bringing or self.inbox or self._messages:
+        if self.drained or self.waiting or self._bringing:
             return
         channels = list(self.channels.values())
         if not any(channel.tasks for channel in channels):
@@ -424,6 +441,11 @@ class Exchange:
         """In a forked child: close the copies of the parent's descriptors."""
         for channel in self.channels.values():
             channel.close()
+        for inq, outq in self._pipes:
+            # A worker closes its other ends itself.
+            if inq is not self._lent[0]:
+                inq.close()
+                outq.close()
         self.close()
 
     def close(self) -> None:

@@ -27,6 +27,7 @@ from weakref import ref
 
 from .. import util
 from ..common import human_status
+from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from .channel import Channel, Task
 from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, UNFIT, UP
@@ -42,8 +43,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
-
-    from ..einfo import ExceptionInfo
 
 #: seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up
 TERMINATE_GRACE = 10.0
@@ -181,6 +180,8 @@ class ThreadsDrive(Drive):
         self._stillborn = 0
         self._why_stillborn: ExceptionInfo | None = None
         self._ever_up = False
+        #: workers from before there were threads; None since then
+        self._early: list[Any] | None = []
         #: when to kill all workers that are left, monotonic seconds
         self._kill_all_at: float | None = None
         #: when to try again what the system would not do
@@ -212,8 +213,22 @@ class ThreadsDrive(Drive):
         self.exchange.on_limit = limits.begun
         results.patience, results.on_end = None, self._end
         results.state_handlers.update({UP: self._on_up, UNFIT: self._on_unfit, OVER: self._on_over})
+        early, self._early = self._early or [], None
+        for worker in early:
+            self.exchange.attach(Channel(worker, self._lifetime))
+        for handler in self.handlers:
+            handler.on_crash = self._crashed
         for handler in (results, supervisor, tasks):
             handler.start()
+
+    def _crashed(self, exc: Exception) -> None:
+        """A thread of ours has failed: that must not happen, and nobody shall wait for it."""
+        info = ExceptionInfo((type(exc), exc, exc.__traceback__), internal=True)
+        self.exchange.terminated = True
+        self.exchange.break_down(info)
+        self._end_workers()
+        for job in list(self.cache.values()):
+            job._abandon(info)
 
     def _no_more_tasks(self, sentinel: None) -> None:
         self.exchange.closed = True
@@ -291,13 +306,20 @@ class ThreadsDrive(Drive):
     def queues(self) -> tuple[Any, Any, Any]:
         return TaskPipe(self._context), ResultPipe(rnonblock=True), None
 
-    def started(self, worker: Any) -> None:
-        self.exchange.attach(Channel(worker, self._lifetime))
-
-    def not_started(self, worker: Any) -> None:
-        self.workers.remove(worker)
-        worker.inq.close()
-        worker.outq.close()
+    def launch(self, worker: Any) -> None:
+        pipes = worker.inq, worker.outq
+        self.exchange.lend(*pipes)
+        try:
+            worker.start()
+        except BaseException:
+            self.workers.remove(worker)
+            self.exchange.drop(*pipes)
+            raise
+        self.exchange.take_over(*pipes)
+        if self._early is None:
+            self.exchange.attach(Channel(worker, self._lifetime))
+        else:
+            self._early.append(worker)
 
     def abort(self) -> None:
         self.exchange.abandon()
