@@ -34,6 +34,27 @@ if not TYPE_CHECKING:
     __getattr__ = exceptions.late_names(__name__)
 
 
+class _Unloaded:
+    """Stands for a module of the package until something of it is first asked for: an import
+    statement in each method would take longer than making a lock."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        module = __import__(self._name, globals(), None, ["*"], 1)
+        globals()["_" + self._name] = module
+        return getattr(module, attribute)
+
+
+if TYPE_CHECKING:
+    from . import sharedctypes as _sharedctypes
+    from . import synchronize as _synchronize
+else:
+    _sharedctypes = _Unloaded("sharedctypes")
+    _synchronize = _Unloaded("synchronize")
+
+
 class BaseContext:
     """What all contexts have (origin: multiprocessing, where nothing else is said)."""
 
@@ -80,41 +101,29 @@ class BaseContext:
 
     def Lock(self) -> synchronize.Lock:
         """A lock between processes."""
-        from .synchronize import Lock
-
-        return Lock(ctx=self.get_context())
+        return _synchronize.Lock(ctx=self.get_context())
 
     def RLock(self) -> synchronize.RLock:
         """A lock that its owner may acquire again."""
-        from .synchronize import RLock
-
-        return RLock(ctx=self.get_context())
+        return _synchronize.RLock(ctx=self.get_context())
 
     def Condition(
         self, lock: synchronize.Lock | synchronize.RLock | None = None
     ) -> synchronize.Condition:
         """A condition variable, on a new `RLock` unless `lock` is given."""
-        from .synchronize import Condition
-
-        return Condition(lock, ctx=self.get_context())
+        return _synchronize.Condition(lock, ctx=self.get_context())
 
     def Semaphore(self, value: int = 1) -> synchronize.Semaphore:
         """A semaphore that starts at `value`."""
-        from .synchronize import Semaphore
-
-        return Semaphore(value, ctx=self.get_context())
+        return _synchronize.Semaphore(value, ctx=self.get_context())
 
     def BoundedSemaphore(self, value: int = 1) -> synchronize.BoundedSemaphore:
         """A semaphore that never rises above `value`."""
-        from .synchronize import BoundedSemaphore
-
-        return BoundedSemaphore(value, ctx=self.get_context())
+        return _synchronize.BoundedSemaphore(value, ctx=self.get_context())
 
     def Event(self) -> synchronize.Event:
         """A flag to wait for."""
-        from .synchronize import Event
-
-        return Event(ctx=self.get_context())
+        return _synchronize.Event(ctx=self.get_context())
 
     def Barrier(
         self,
@@ -123,9 +132,7 @@ class BaseContext:
         timeout: float | None = None,
     ) -> synchronize.Barrier:
         """A point where `parties` processes wait for each other, `timeout` seconds at most."""
-        from .synchronize import Barrier
-
-        return Barrier(parties, action, timeout, ctx=self.get_context())
+        return _synchronize.Barrier(parties, action, timeout, ctx=self.get_context())
 
     def Queue(self, maxsize: int = 0) -> queues.Queue:
         """A queue with a feeder thread, of at most `maxsize` objects (0: as many as fit)."""
@@ -193,26 +200,20 @@ class BaseContext:
 
     def RawValue(self, typecode_or_type: str | type[ctypes._CDataType], *args: Any) -> Any:
         """A ctypes object in shared memory."""
-        from .sharedctypes import RawValue
-
-        return RawValue(typecode_or_type, *args)
+        return _sharedctypes.RawValue(typecode_or_type, *args)
 
     def RawArray(
         self, typecode_or_type: str | type[ctypes._CDataType], size_or_initializer: Any
     ) -> Any:
         """A ctypes array in shared memory."""
-        from .sharedctypes import RawArray
-
-        return RawArray(typecode_or_type, size_or_initializer)
+        return _sharedctypes.RawArray(typecode_or_type, size_or_initializer)
 
     def Value(
         self, typecode_or_type: str | type[ctypes._CDataType], *args: Any, **kwargs: Any
     ) -> Any:
         """A ctypes object in shared memory with a lock (`lock=`: another one, or False)."""
-        from .sharedctypes import Value
-
         lock = kwargs.get("lock", True)
-        return Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+        return _sharedctypes.Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
 
     def Array(
         self,
@@ -222,10 +223,10 @@ class BaseContext:
         **kwargs: Any,
     ) -> Any:
         """A ctypes array in shared memory with a lock (`lock=`: another one, or False)."""
-        from .sharedctypes import Array
-
         lock = kwargs.get("lock", True)
-        return Array(typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context())
+        return _sharedctypes.Array(
+            typecode_or_type, size_or_initializer, lock=lock, ctx=self.get_context()
+        )
 
     def freeze_support(self) -> None:
         """In a frozen executable that was started as a child: be that child, and exit."""

@@ -67,12 +67,17 @@ impl State {
         }
     }
 
-    /// How an earlier generation ended, as far as it is remembered.
-    fn was_broken(self, generation: u32) -> bool {
-        let ago = self.generation.wrapping_sub(generation) & GENERATION;
-        self.history
-            .checked_shr(ago - 1)
-            .is_some_and(|bits| bits & 1 != 0)
+    /// How a generation ended, as far as it is remembered; `None` if it has not.
+    fn end_of(self, generation: u32) -> Option<Result<(), Broken>> {
+        let broken = if self.generation == generation {
+            self.broken.then_some(true)?
+        } else {
+            let ago = self.generation.wrapping_sub(generation) & GENERATION;
+            self.history
+                .checked_shr(ago - 1)
+                .is_some_and(|bits| bits & 1 != 0)
+        };
+        Some(if broken { Err(Broken) } else { Ok(()) })
     }
 }
 
@@ -244,6 +249,11 @@ impl<W: Word> Barrier<'_, W> {
         });
     }
 
+    /// How the generation ended, if it is over.
+    pub fn look(&self, arrival: Arrival) -> Option<Result<(), Broken>> {
+        self.state().end_of(arrival.generation)
+    }
+
     /// Sleeps until the generation is over; breaks the barrier when the time is. `EINTR` on a
     /// signal: it still waits, and has to [`withdraw`](Self::withdraw) if it will not go on.
     pub fn wait(
@@ -257,12 +267,8 @@ impl<W: Word> Barrier<'_, W> {
         loop {
             let now = self.0[STATE].load();
             let state = State::unpack(now);
-            if state.generation != arrival.generation {
-                let broken = state.was_broken(arrival.generation);
-                return Ok(if broken { Err(Broken) } else { Ok(()) });
-            }
-            if state.broken {
-                return Ok(Err(Broken));
+            if let Some(end) = state.end_of(arrival.generation) {
+                return Ok(end);
             }
             match sleeper.sleep(&self.0[STATE], now)? {
                 Slept::Woken => {}

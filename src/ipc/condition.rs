@@ -154,7 +154,7 @@ impl<W: Word> Condition<'_, W> {
     }
 
     /// Goes, if it was notified.
-    fn go(&self, ticket: Ticket) -> bool {
+    pub fn go(&self, ticket: Ticket) -> bool {
         let mut all = false;
         let took = self.0[COUNTS].update(|now| {
             let mut counts = Counts::unpack(now);

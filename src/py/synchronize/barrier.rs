@@ -8,8 +8,10 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::barrier::{self, Arrival, Broken, Part};
+use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
 use crate::py::heap;
@@ -26,6 +28,7 @@ struct Parts {
     parties: u32,
     action: Option<Py<PyAny>>,
     timeout: Option<f64>,
+    spinner: Spinner,
 }
 
 impl Parts {
@@ -64,7 +67,9 @@ impl Parts {
                 passed
             }
             Part::Wait => {
-                let waited = block_on(py, deadline, |left| words.wait(arrival, left, runs));
+                let look = || words.look(arrival);
+                let sleep = |left| words.wait(arrival, left, runs);
+                let waited = wait_for(py, deadline, &self.spinner, look, sleep);
                 if waited.is_err() {
                     words.withdraw(arrival);
                 }
@@ -122,6 +127,7 @@ impl Barrier {
                 parties,
                 action,
                 timeout,
+                spinner: Spinner::default(),
             })
             .is_err();
         if again {

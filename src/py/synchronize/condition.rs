@@ -9,9 +9,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::anylock::AnyLock;
+use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::condition::{self, Ticket};
-use crate::py::block::{Deadline, block_on};
+use crate::ipc::spin::Spinner;
+use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::sys::memory::LineRef;
@@ -21,6 +23,7 @@ struct Parts {
     block: Arc<Block>,
     line: LineRef,
     lock: AnyLock,
+    spinner: Spinner,
 }
 
 /// A condition variable over a lock. *Process-shared* words; a forked child inherits them.
@@ -43,7 +46,15 @@ impl Condition {
     fn set_parts(&self, lock: Bound<'_, PyAny>, block: Arc<Block>) -> PyResult<()> {
         let lock = AnyLock::new(lock);
         let line = block.line();
-        let again = self.parts.set(Parts { block, line, lock }).is_err();
+        let again = self
+            .parts
+            .set(Parts {
+                block,
+                line,
+                lock,
+                spinner: Spinner::default(),
+            })
+            .is_err();
         if again {
             Err(PyRuntimeError::new_err("condition is already initialised"))
         } else {
@@ -69,7 +80,9 @@ impl Parts {
 
     fn wait(&self, py: Python<'_>, ticket: Ticket, deadline: Deadline) -> PyResult<bool> {
         let words = self.words();
-        let notified = block_on(py, deadline, |left| words.wait(ticket, left));
+        let look = || words.go(ticket).then_some(true);
+        let sleep = |left| words.wait(ticket, left);
+        let notified = wait_for(py, deadline, &self.spinner, look, sleep);
         if notified.is_err() {
             words.leave(ticket);
         }

@@ -7,9 +7,11 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::event;
-use crate::py::block::{Deadline, block_on};
+use crate::ipc::spin::Spinner;
+use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::sys::memory::LineRef;
@@ -19,12 +21,19 @@ const WORD: usize = 0;
 /// A flag that processes wait for. *Process-shared* word; a forked child inherits it.
 #[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Event {
-    parts: OnceLock<(Arc<Block>, LineRef)>,
+    parts: OnceLock<Parts>,
+}
+
+#[derive(Debug)]
+struct Parts {
+    block: Arc<Block>,
+    line: LineRef,
+    spinner: Spinner,
 }
 
 impl Event {
     #[inline]
-    fn parts(&self) -> PyResult<&(Arc<Block>, LineRef)> {
+    fn parts(&self) -> PyResult<&Parts> {
         self.parts
             .get()
             .ok_or_else(|| PyRuntimeError::new_err("__init__ of the event was not called"))
@@ -32,12 +41,19 @@ impl Event {
 
     #[inline]
     fn word(&self) -> PyResult<&AtomicU64> {
-        Ok(&self.parts()?.1[WORD])
+        Ok(&self.parts()?.line[WORD])
     }
 
     fn set_parts(&self, block: Arc<Block>) -> PyResult<()> {
         let line = block.line();
-        let again = self.parts.set((block, line)).is_err();
+        let again = self
+            .parts
+            .set(Parts {
+                block,
+                line,
+                spinner: Spinner::default(),
+            })
+            .is_err();
         if again {
             Err(PyRuntimeError::new_err("event is already initialised"))
         } else {
@@ -69,7 +85,7 @@ impl Event {
     #[getter]
     fn _block(&self) -> PyResult<heap::Block> {
         Ok(heap::Block {
-            block: Arc::clone(&self.parts()?.0),
+            block: Arc::clone(&self.parts()?.block),
         })
     }
 
@@ -98,8 +114,9 @@ impl Event {
         if event::happened(word, since) {
             return Ok(true);
         }
-        block_on(py, Deadline::after(timeout)?, |left| {
-            event::wait(word, since, left)
-        })
+        let deadline = Deadline::after(timeout)?;
+        let look = || event::happened(word, since).then_some(true);
+        let sleep = |left| event::wait(word, since, left);
+        wait_for(py, deadline, &self.parts()?.spinner, look, sleep)
     }
 }

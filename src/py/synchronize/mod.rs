@@ -10,7 +10,33 @@ mod event;
 mod fast;
 pub mod semlock;
 
+use std::time::Duration;
+
 use pyo3::prelude::*;
+
+use crate::ipc::spin::Spinner;
+use crate::py::block::{Deadline, block_on};
+use crate::sys::parking::many_cpus;
+
+/// Waits without the GIL for what `look` finds: looks on for a moment where that has paid lately,
+/// then sleeps.
+fn wait_for<T: Send>(
+    py: Python<'_>,
+    deadline: Deadline,
+    spinner: &Spinner,
+    mut look: impl FnMut() -> Option<T> + Send,
+    mut sleep: impl FnMut(Option<Duration>) -> nix::Result<T> + Send,
+) -> PyResult<T> {
+    block_on(py, deadline, |left| {
+        let at_once = left.is_some_and(|left| left.is_zero());
+        let found = if at_once {
+            None
+        } else {
+            spinner.spin(many_cpus, &mut look)
+        };
+        found.map_or_else(|| sleep(left), Ok)
+    })
+}
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<semlock::SemLock>()?;

@@ -8,11 +8,13 @@ use pyo3::exceptions::{PyAssertionError, PyOSError, PyRuntimeError, PyValueError
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
+use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::condition::Condition;
 use crate::ipc::owned::{self, Got};
 use crate::ipc::semaphore;
-use crate::py::block::{Deadline, block_on};
+use crate::ipc::spin::Spinner;
+use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::sys::fork::ForkLock;
@@ -51,6 +53,7 @@ pub struct Parts {
     /// would only run into it.
     deferred: ForkLock<Vec<Deferred>>,
     has_deferred: AtomicBool,
+    spinner: Spinner,
 }
 
 /// A wake-up of so many sleepers of a condition.
@@ -72,6 +75,7 @@ impl Parts {
             generation: AtomicU32::new(fork::generation()),
             deferred: ForkLock::new(Vec::new()),
             has_deferred: AtomicBool::new(false),
+            spinner: Spinner::default(),
         }
     }
 
@@ -171,7 +175,9 @@ impl Parts {
         let deadline = Deadline::after(timeout)?;
         let word = &self.line[WORD];
         if self.kind == SEMAPHORE {
-            let got = block_on(py, deadline, |left| semaphore::wait(word, left))?;
+            let look = || semaphore::try_acquire(word).then_some(true);
+            let sleep = |left| semaphore::wait(word, left);
+            let got = wait_for(py, deadline, &self.spinner, look, sleep)?;
             if got {
                 self.note_acquired();
             }
@@ -183,7 +189,9 @@ impl Parts {
             ));
         }
         let me = life::me();
-        let got = block_on(py, deadline, |left| owned::wait(word, me, left, life::runs))?;
+        let look = || owned::try_acquire(word, me).then_some(Got::Free);
+        let sleep = |left| owned::wait(word, me, left, life::runs);
+        let got = wait_for(py, deadline, &self.spinner, look, sleep)?;
         if got != Got::Not {
             self.note_owned();
         }
