@@ -172,11 +172,11 @@ class Loan:
     def promises(self) -> list[tuple[int, int, int, int]]:
         """What the other process gives to `Segment.borrow`."""
 
-@final
+@disjoint_base
 class Block:
     """Shared bytes, freed with the last object that holds them. Process-local handle."""
 
-    def __new__(cls, size: int) -> Block: ...
+    def __new__(cls, size: int | Block) -> Self: ...
     @property
     def size(self) -> int:
         """Bytes."""

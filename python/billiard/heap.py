@@ -1,7 +1,7 @@
 """Shared memory in blocks of any size.
 
 ```
- BufferWrapper ──► _core.Block ──► segment (memfd, mapped shared)      small blocks: many in one
+ BufferWrapper is a _core.Block ──► segment (memfd, mapped shared)      small blocks: many in one
                                                                        1 MiB and more: one each
  pickled for a child being started:  lend(block) = (segment as a descriptor, offset, size)
  unpickled there:                    borrow(...)
@@ -14,7 +14,6 @@ per segment, however many blocks of it are sent.
 from __future__ import annotations
 
 import os
-import sys
 
 from . import context
 from ._core import Block as Block
@@ -130,8 +129,6 @@ class Heap:
 
     def malloc(self, size: int) -> Block:
         """A block of `size` bytes, all zero. Raises OSError (ENOMEM) if there is no memory."""
-        if not 0 <= size < sys.maxsize:
-            raise AssertionError(f"size {size} is not in 0..{sys.maxsize - 1}")
         block = Block(size)
         self._allocated_blocks.add(block)
         return block
@@ -141,35 +138,37 @@ class Heap:
         self._allocated_blocks.remove(block)
 
 
-class BufferWrapper:
+class BufferWrapper(Block):
     """A block of shared memory that lives as long as this object and the views on it do.
 
     It can be pickled while a child is being started (origin: multiprocessing).
     """
 
+    __slots__ = ()
+
     _heap = Heap()
 
     def __init__(self, size: int) -> None:
-        if not 0 <= size < sys.maxsize:
-            raise AssertionError(f"size {size} is not in 0..{sys.maxsize - 1}")
-        self._state = (Block(size), size)
+        """`size` is in bytes."""
 
-    def __getstate__(self) -> Any:
-        return lend(self._state[0])
-
-    def __setstate__(self, state: Any) -> None:
-        block = borrow(state)
-        self._state = (block, block.size)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _borrow_wrapper, (type(self), *lend(self))
 
     def get_address(self) -> int:
         """Where this process sees the block."""
-        return self._state[0].address
+        return self.address
 
     def get_size(self) -> int:
         """The size in bytes that was asked for."""
-        return self._state[1]
+        return self.size
 
     def create_memoryview(self) -> memoryview:
         """A writable view of the bytes."""
-        block: Any = self._state[0]
+        block: Any = self
         return memoryview(block)
+
+
+def _borrow_wrapper(
+    cls: type[BufferWrapper], segment: Segment, offset: int, size: int
+) -> BufferWrapper:
+    return cls.__new__(cls, segment.block(offset, size))

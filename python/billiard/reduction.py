@@ -113,6 +113,9 @@ class ForkingPickler(Pickler):
 
 register = ForkingPickler.register
 
+if "billiard.sharedctypes" in sys.modules:  # which does not import this before it has to
+    ForkingPickler._extra_reducers |= sys.modules["billiard.sharedctypes"]._reducers
+
 
 def dump(obj: object, file: IO[bytes], protocol: int | None = None) -> None:
     """Pickle `obj` into `file` as `ForkingPickler.dumps` does; all of it or nothing."""

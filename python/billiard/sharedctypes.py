@@ -11,18 +11,18 @@ from __future__ import annotations
 import ctypes
 import operator
 import sys
-import weakref
 
 from . import _core, heap
 from . import get_context as get_context
 from .context import assert_spawning as assert_spawning
-from .reduction import ForkingPickler as ForkingPickler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import MutableMapping
     from typing import Any
 
     from .context import BaseContext
+    from .reduction import ForkingPickler as ForkingPickler
 
 __all__ = ["Array", "RawArray", "RawValue", "Value", "copy", "synchronized"]
 
@@ -44,6 +44,22 @@ typecode_to_type: dict[str, type[Any]] = {
     "f": ctypes.c_float,
     "d": ctypes.c_double,
 }
+
+
+#: how shared objects are pickled, by type
+_reducers: dict[type, Any] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ForkingPickler":  # not imported before it is needed: it takes its time
+        from .reduction import ForkingPickler
+
+        return ForkingPickler
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "ForkingPickler"]
 
 
 def _type_of(typecode_or_type: Any) -> Any:
@@ -90,29 +106,24 @@ def Value(typecode_or_type: Any, *args: Any, **kwds: Any) -> Any:
     Keywords: `lock`, another lock than a new `RLock`, or False for none; `ctx`, the context of the
     new one. Raises AttributeError for a lock that has no `acquire`.
     """
-    lock, ctx = _options(kwds)
-    obj = RawValue(typecode_or_type, *args)
-    return obj if lock is False else synchronized(obj, lock, ctx=ctx)
+    return _with_lock(RawValue(typecode_or_type, *args), **kwds)
 
 
 def Array(typecode_or_type: Any, size_or_initializer: Any, **kwds: Any) -> Any:
     """`RawArray` with a lock (origin: multiprocessing); keywords as for `Value`."""
-    lock, ctx = _options(kwds)
-    obj = RawArray(typecode_or_type, size_or_initializer)
-    return obj if lock is False else synchronized(obj, lock, ctx=ctx)
+    return _with_lock(RawArray(typecode_or_type, size_or_initializer), **kwds)
 
 
-def _options(kwds: dict[str, Any]) -> tuple[Any, BaseContext | None]:
-    """What `Value` and `Array` were given: the lock (None: a new one, False: none), the context."""
-    lock = kwds.pop("lock", None)
-    ctx = kwds.pop("ctx", None)
+def _with_lock(obj: Any, *, lock: Any = None, ctx: BaseContext | None = None, **kwds: Any) -> Any:
     if kwds:
         raise ValueError(f"unrecognized keyword argument(s): {list(kwds)}")
-    if lock is True:
-        lock = None
-    if lock is not None and lock is not False and not hasattr(lock, "acquire"):
+    if lock is False:
+        return obj
+    if lock is True or lock is None:
+        lock = (ctx or get_context()).RLock()
+    elif not hasattr(lock, "acquire"):
         raise AttributeError(f"{lock!r} has no method 'acquire'")
-    return lock, ctx
+    return synchronized(obj, lock, ctx)
 
 
 def copy(obj: Any) -> Any:
@@ -136,8 +147,17 @@ def synchronized(obj: Any, lock: Any = None, ctx: BaseContext | None = None) -> 
     return _class_for(type(obj))(obj, lock, ctx)
 
 
+#: the classes that were made for structures and unions
+class_cache: MutableMapping[Any, Any] | None = None
+
+
 def _class_for(cls: Any) -> Any:
     """The class with a property for each field of a structure or union."""
+    global class_cache
+    if class_cache is None:
+        import weakref
+
+        class_cache = weakref.WeakKeyDictionary()
     made = class_cache.get(cls)
     if made is None:
         names = {field[0] for base in cls.__mro__ for field in getattr(base, "_fields_", ())}
@@ -168,27 +188,37 @@ def _by_name(type_: Any) -> Any:
 
 
 def reduce_ctype(obj: Any) -> tuple[Any, ...]:
-    """How a ctypes object in shared memory is pickled."""
+    """How a ctypes object in shared memory is pickled; one that is not is pickled as ever."""
+    wrapper = getattr(obj, "_wrapper", None)
+    if wrapper is None:
+        reduced: tuple[Any, ...] = obj.__reduce_ex__(2)
+        return reduced
     assert_spawning(obj)
     if isinstance(obj, ctypes.Array):
-        wrapper = obj._wrapper  # type: ignore[attr-defined]
         return rebuild_ctype, (_by_name(obj._type_), wrapper, obj._length_)
-    return rebuild_ctype, (type(obj), obj._wrapper, None)
+    return rebuild_ctype, (type(obj), wrapper, None)
 
 
 def rebuild_ctype(type_: Any, wrapper: heap.BufferWrapper, length: int | None) -> Any:
     """The ctypes object on that memory; an array of `length` if that is given."""
     if length is not None:
         type_ = type_ * length
-    ForkingPickler.register(type_, reduce_ctype)
-    obj = type_.from_buffer(wrapper.create_memoryview())
+    if type_ not in _reducers:
+        _register(type_)
+    obj = type_.from_buffer(wrapper)
     obj._wrapper = wrapper
     return obj
 
 
-# ---- the objects with a lock ----
+def _register(type_: Any) -> None:
+    """Have objects of that type pickled as ours; `reduction` takes them over if it comes later."""
+    _reducers[type_] = reduce_ctype
+    pickler = getattr(sys.modules.get("billiard.reduction"), "ForkingPickler", None)
+    if pickler is not None:
+        pickler.register(type_, reduce_ctype)
 
-class_cache: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()
+
+# ---- the objects with a lock ----
 
 
 def make_property(name: str) -> Any:

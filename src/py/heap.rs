@@ -4,7 +4,7 @@
 use std::ffi::{c_int, c_void};
 use std::sync::Arc;
 
-use pyo3::exceptions::{PyOverflowError, PyValueError};
+use pyo3::exceptions::PyAssertionError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -89,21 +89,32 @@ impl Loan {
 
 /// Shared bytes, freed with the last object that holds them. *Process-local* handle of
 /// *process-shared* memory; a forked child inherits it.
-#[pyclass(frozen, module = "billiard._core")]
+#[pyclass(frozen, subclass, module = "billiard._core")]
 pub struct Block {
     pub block: Arc<arena::Block>,
 }
 
 #[pymethods]
 impl Block {
+    /// A new block of `size` bytes, all zero; or another handle of a block.
     #[new]
-    fn new(size: i64) -> PyResult<Self> {
-        let size = usize::try_from(size)
-            .map_err(|_| PyValueError::new_err(format!("size {size} is negative")))?;
-        if size >= isize::MAX as usize {
-            return Err(PyOverflowError::new_err("size is too large"));
+    fn new(size: &Bound<'_, PyAny>) -> PyResult<Self> {
+        if let Ok(other) = size.cast::<Self>() {
+            return Ok(Self {
+                block: Arc::clone(&other.get().block),
+            });
         }
-        let block = arena::Block::new(size).map_err(os_error)?;
+        let number = size
+            .extract::<isize>()
+            .ok()
+            .filter(|&size| (0..isize::MAX).contains(&size));
+        let Some(number) = number else {
+            // A TypeError if it is no number at all.
+            size.call_method0("__index__")?;
+            let text = format!("size {size} is not in 0..{}", isize::MAX - 1);
+            return Err(PyAssertionError::new_err(text));
+        };
+        let block = arena::Block::new(number as usize).map_err(os_error)?;
         Ok(Self {
             block: Arc::new(block),
         })
