@@ -116,6 +116,12 @@ def memory_file(data: bytes) -> int:
 def watch_process(pid: int, start: int | None = None) -> int:
     """A descriptor that becomes readable when process `pid`, which started then, ends."""
 
+def lifeline() -> int:
+    """The descriptor by which children hold on to this process. It stays open."""
+
+def hold_lifeline(fd: int) -> None:
+    """Be killed by the kernel when the process that made the lifeline `fd` is gone."""
+
 def process_start_time(pid: int) -> int | None:
     """When process `pid` started, in clock ticks since the machine did."""
 

@@ -15,6 +15,7 @@ use pyo3::prelude::*;
 use super::block::{Deadline, block_on};
 use super::error::{os_error, os_error_with_filename};
 use crate::sys::io::into_raw;
+use crate::sys::lifeline::{end_for_children, hold_on};
 use crate::sys::poll::poll_one;
 use crate::sys::process::{self, ForkPlan, Sentinel, Started};
 use crate::sys::spawn::{Program, memory_file as new_memory_file, spawn as spawn_program};
@@ -279,6 +280,19 @@ fn process_start_time(pid: i32) -> Option<u64> {
     process::start_time(pid)
 }
 
+/// The descriptor by which children of this process hold on to it; see `hold_lifeline`. It stays
+/// open.
+#[pyfunction]
+fn lifeline() -> PyResult<RawFd> {
+    end_for_children().map_err(os_error)
+}
+
+/// Has the kernel kill this process when the process that `lifeline` gave `fd` in is gone.
+#[pyfunction]
+fn hold_lifeline(fd: RawFd) -> PyResult<()> {
+    hold_on(fd).map_err(os_error)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Child>()?;
     module.add_function(wrap_pyfunction!(fork, module)?)?;
@@ -286,5 +300,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_function(wrap_pyfunction!(memory_file, module)?)?;
     module.add_function(wrap_pyfunction!(watch_process, module)?)?;
     module.add_function(wrap_pyfunction!(process_start_time, module)?)?;
+    module.add_function(wrap_pyfunction!(lifeline, module)?)?;
+    module.add_function(wrap_pyfunction!(hold_lifeline, module)?)?;
     Ok(())
 }

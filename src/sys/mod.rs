@@ -8,6 +8,7 @@ pub mod fork;
 pub mod futex;
 pub mod io;
 pub mod life;
+pub mod lifeline;
 pub mod memory;
 pub mod parking;
 pub mod pidfd;

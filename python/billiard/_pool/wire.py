@@ -16,15 +16,17 @@ object that cannot be decoded spoils its own job, and it is known which one that
 
 from __future__ import annotations
 
+import os
 from _pickle import PicklingError, Unpickler, dumps, loads
 from io import BytesIO
 from struct import Struct
 from time import monotonic
 from types import BuiltinFunctionType, FunctionType
 
+from .. import _core
 from ..einfo import ExceptionInfo, RemoteTraceback
 from ..queues import _SimpleQueue
-from ..reduction import ForkingPickler
+from ..reduction import DupFd, ForkingPickler
 from .constants import ACK, DROPPED, READY, TASK
 
 TYPE_CHECKING = False
@@ -278,6 +280,23 @@ class ResultPipe(_SimpleQueue):
     outlives_writer = True
     #: The pool wants to know when the worker is ready, and why it could not become so.
     announces = True
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._lifeline = _core.lifeline()
+
+    def __getstate__(self) -> tuple[Any, ...]:
+        return (*super().__getstate__(), DupFd(self._lifeline))
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        *ends, lifeline = state
+        super().__setstate__(tuple(ends))
+        self._lifeline = lifeline.detach()
+
+    def hold_lifeline(self) -> None:
+        """In the worker: die when the pool's process is gone, whatever a task is doing."""
+        _core.hold_lifeline(self._lifeline)
+        os.close(self._lifeline)
 
     def put(self, message: Any) -> None:
         """Send a message of a worker.

@@ -188,6 +188,8 @@ class Worker:
 
     def _begin(self, pid: int) -> None:
         announces = getattr(self.outq, "announces", False)
+        if announces:
+            self.outq.hold_lifeline()
         try:
             self.after_fork()
         except BaseException as exc:
