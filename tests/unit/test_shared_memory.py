@@ -77,6 +77,8 @@ def test_bad_arguments_are_refused() -> None:
         SharedMemory()
     with pytest.raises(OSError):
         SharedMemory("a/b/c", create=True, size=1)
+    with pytest.raises(ValueError, match="null"):
+        SharedMemory("a\0b", create=True, size=1)
 
 
 def test_more_memory_than_there_is_is_an_error_at_once() -> None:
