@@ -87,8 +87,6 @@ class SharedMemory:
 
     def _open(self, name: str | None) -> None:
         if name is not None:
-            if "\0" in name:
-                raise ValueError("embedded null character")
             self._name = "/" + name if self._prepend_leading_slash else name
             self._fd = _core.shm_open(self._name, self._flags, self._mode)
             return
