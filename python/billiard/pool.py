@@ -11,7 +11,7 @@ import threading
 import time as time
 from os import kill as _kill  # noqa: F401  (what the handlers send signals with)
 
-from . import cpu_count, get_context
+from . import cpu_count, exceptions, get_context
 from ._pool.book import Pool
 from ._pool.constants import (
     ACK,
@@ -66,10 +66,15 @@ from .exceptions import (
     SoftTimeLimitExceeded,
     Terminated,
     TimeLimitExceeded,
-    TimeoutError,
     WorkerLostError,
 )
 from .util import Finalize
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from .exceptions import TimeoutError as TimeoutError
+else:
+    __getattr__ = exceptions.late_names(__name__)  # it is multiprocessing's, which is dear
 
 __all__ = [
     "ACK",

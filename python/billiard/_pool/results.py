@@ -18,8 +18,9 @@ import sys
 import threading
 from _queue import Empty, SimpleQueue
 
+from .. import exceptions
 from ..einfo import ExceptionInfo, ExceptionWithTraceback
-from ..exceptions import Terminated, TimeoutError
+from ..exceptions import Terminated
 from .constants import ACK, LOST_WORKER_TIMEOUT, NACK, job_counter
 
 TYPE_CHECKING = False
@@ -173,7 +174,7 @@ class ApplyResult:
         """
         self.wait(timeout)
         if not self.ready():
-            raise TimeoutError
+            raise exceptions.TimeoutError
         if self._success:
             return self._value
         try:
@@ -387,7 +388,7 @@ class IMapIterator:
         try:
             item = self._items.get(timeout=timeout)
         except Empty:
-            raise TimeoutError from None
+            raise exceptions.TimeoutError from None
         if item is _End:
             self._items.put(_End)  # for the next to ask
             raise StopIteration
