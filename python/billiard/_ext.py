@@ -5,7 +5,7 @@ from __future__ import annotations
 try:
     import _billiard
 except ImportError:  # hidden, to keep Celery from reading through it
-    from . import _core as _billiard  # type: ignore[no-redef]  # noqa: F401
+    from . import _core as _billiard  # type: ignore[no-redef]
 
 __all__ = ["_billiard", "ensure_SemLock", "ensure_multiprocessing", "supports_exec", "win32"]
 

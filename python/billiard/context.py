@@ -99,9 +99,9 @@ class BaseContext:
 
         return Pipe(duplex, rnonblock, wnonblock)
 
-    def Lock(self) -> synchronize.Lock:
-        """A lock between processes."""
-        return _synchronize.Lock(ctx=self.get_context())
+    def Lock(self, *, robust: bool = False) -> synchronize.Lock:
+        """A lock between processes; `robust`: the death of its owner is noticed."""
+        return _synchronize.Lock(ctx=self.get_context(), robust=robust)
 
     def RLock(self) -> synchronize.RLock:
         """A lock that its owner may acquire again."""

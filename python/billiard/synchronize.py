@@ -33,7 +33,7 @@ __all__ = ["BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore
 ensure_SemLock()
 
 RECURSIVE_MUTEX, SEMAPHORE = 0, 1
-_INTERNAL_MUTEX = 2
+_INTERNAL_MUTEX, _ROBUST_MUTEX = 2, 3
 #: the highest value of a semaphore
 SEM_VALUE_MAX = _core.SemLock.SEM_VALUE_MAX
 #: removes a named semaphore of the system; the locks here have no names
@@ -140,12 +140,16 @@ class BoundedSemaphore(Semaphore):
 
 
 class Lock(SemLock):
-    """A lock that any process may release (origin: multiprocessing)."""
+    """A lock that any process may release (origin: multiprocessing).
+
+    A `robust` one only the process that holds it may release; if that dies, the next one to
+    acquire it gets `OwnerDiedError`, and owns it.
+    """
 
     __slots__ = ()
 
-    def __init__(self, ctx: BaseContext | None = None) -> None:
-        _core.SemLock.__init__(self, SEMAPHORE, 1, 1)
+    def __init__(self, ctx: BaseContext | None = None, *, robust: bool = False) -> None:
+        _core.SemLock.__init__(self, _ROBUST_MUTEX if robust else SEMAPHORE, 1, 1)
 
     def __repr__(self) -> str:
         try:

@@ -262,7 +262,7 @@ impl<W: Word> Barrier<'_, W> {
         timeout: Option<Duration>,
         runs: impl Fn(u32) -> bool,
     ) -> nix::Result<Result<(), Broken>> {
-        let mut sleeper = Sleeper::new(timeout, Pace::watchful());
+        let mut sleeper = Sleeper::new(timeout, Pace::relaxed());
         let mut nobody = false;
         loop {
             let now = self.0[STATE].load();

@@ -50,10 +50,9 @@ pub fn is_free(word: &impl Word) -> bool {
     word.load() & PID == 0
 }
 
-/// Whether a process of this pid holds it (the stamp is not looked at: asked for one's own pid).
 #[inline]
-pub fn is_held_by(word: &impl Word, pid: u32) -> bool {
-    word.load() & PID == u64::from(pid)
+pub fn is_held_by(word: &impl Word, who: Identity) -> bool {
+    word.load() & !SLEEPERS == mark(who)
 }
 
 #[inline]
@@ -121,7 +120,9 @@ mod tests {
         let word = AtomicU64::new(0);
         assert!(try_acquire(&word, A) && !try_acquire(&word, B));
         assert_eq!(owner(&word), Some(A));
-        assert!(is_held_by(&word, 7) && !is_held_by(&word, 8));
+        assert!(is_held_by(&word, A) && !is_held_by(&word, B));
+        let reborn = Identity { stamp: 71, ..A };
+        assert!(!is_held_by(&word, reborn), "the pid is used again");
         release(&word);
         assert!(is_free(&word) && try_acquire(&word, B));
     }

@@ -24,6 +24,7 @@ SHORT = 0.05
 
 MAKERS: dict[str, Callable[[Any], Any]] = {
     "Lock": lambda ctx: ctx.Lock(),
+    "robust": lambda ctx: ctx.Lock(robust=True),
     "RLock": lambda ctx: ctx.RLock(),
     "Semaphore": lambda ctx: ctx.Semaphore(1),
     "BoundedSemaphore": lambda ctx: ctx.BoundedSemaphore(1),
@@ -393,6 +394,35 @@ def test_a_dead_owner_is_noticed_while_nobody_has_collected_it() -> None:
         with pytest.raises(OwnerDiedError):
             lock.acquire()
         lock.release()
+
+
+def test_a_robust_lock_is_its_process_s_and_tells_of_its_death(ctx: Any) -> None:
+    lock, ready = ctx.Lock(robust=True), ctx.Event()
+    with pytest.raises(ValueError, match="too many times"):
+        lock.release()
+    with started(ctx, acquire_and_wait, lock, ready) as process:
+        assert ready.wait(LONG)
+        assert not lock.acquire(True, SHORT)
+        with pytest.raises(ValueError, match="another process"):
+            lock.release()
+        kill(process)
+    with pytest.raises(OwnerDiedError):
+        lock.acquire()
+    assert not lock.acquire(False)
+    thread = threading.Thread(target=lock.release)
+    thread.start()
+    thread.join()
+    assert lock.acquire(False)
+    lock.release()
+
+
+def test_a_plain_lock_stays_held_when_its_holder_dies(ctx: Any) -> None:
+    lock, ready = ctx.Lock(), ctx.Event()
+    with started(ctx, acquire_and_wait, lock, ready) as process:
+        assert ready.wait(LONG)
+        kill(process)
+    assert not lock.acquire(True, 3 * SHORT)
+    lock.release()
 
 
 def take_turns(lock: Any, counter: Any, stop: Any) -> None:

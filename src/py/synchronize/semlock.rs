@@ -23,11 +23,31 @@ use crate::sys::{fork, life};
 
 pyo3::import_exception!(billiard.exceptions, OwnerDiedError);
 
-const RECURSIVE_MUTEX: i32 = 0;
-const SEMAPHORE: i32 = 1;
-/// A mutex of the package's own. Whoever gets it from a dead owner is not told; it is not
-/// recursive, and a thread that would wait for itself (in a signal handler) is told so.
-const INTERNAL_MUTEX: i32 = 2;
+/// What a lock is. The numbers are known to Python; those above 1 are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// Its owner may acquire it again; who gets it from a dead owner is told.
+    RecursiveMutex = 0,
+    /// Anyone may release it.
+    Semaphore = 1,
+    /// A mutex of the package's own. Whoever gets it from a dead owner is not told; a thread that
+    /// would wait for itself (in a signal handler) is told so.
+    InternalMutex = 2,
+    /// Any thread of its owner may release it; who gets it from a dead owner is told.
+    RobustMutex = 3,
+}
+
+impl Kind {
+    fn new(number: i32) -> PyResult<Self> {
+        match number {
+            0 => Ok(Self::RecursiveMutex),
+            1 => Ok(Self::Semaphore),
+            2 => Ok(Self::InternalMutex),
+            3 => Ok(Self::RobustMutex),
+            _ => Err(PyValueError::new_err("unrecognized kind")),
+        }
+    }
+}
 
 /// The words of a lock in its line.
 const WORD: usize = 0;
@@ -40,7 +60,7 @@ const DEPTH: usize = 2;
 pub struct Parts {
     block: Arc<Block>,
     line: LineRef,
-    kind: i32,
+    kind: Kind,
     max: u32,
     /// Acquisitions minus releases of this object, and the thread of the last acquisition: a
     /// semaphore's owner, as far as it has one, is known to its process only. Changed with the
@@ -64,7 +84,7 @@ struct Deferred {
 }
 
 impl Parts {
-    fn new(block: Arc<Block>, kind: i32, max: u32) -> Self {
+    fn new(block: Arc<Block>, kind: Kind, max: u32) -> Self {
         Self {
             line: block.line(),
             block,
@@ -99,8 +119,8 @@ impl Parts {
 
     #[inline]
     pub fn count(&self) -> i64 {
-        if self.kind != SEMAPHORE {
-            let ours = owned::is_held_by(&self.line[WORD], fork::pid());
+        if self.kind != Kind::Semaphore {
+            let ours = owned::is_held_by(&self.line[WORD], life::me());
             return if ours {
                 self.line[DEPTH].load(Ordering::Relaxed) as i64
             } else {
@@ -122,15 +142,15 @@ impl Parts {
 
     #[inline]
     pub fn is_mine(&self) -> bool {
-        if self.kind != SEMAPHORE {
-            return owned::is_held_by(&self.line[WORD], fork::pid())
+        if self.kind != Kind::Semaphore {
+            return owned::is_held_by(&self.line[WORD], life::me())
                 && self.line[THREAD].load(Ordering::Relaxed) == life::thread();
         }
         self.count() > 0 && self.thread.load(Ordering::Relaxed) == life::thread()
     }
 
     fn value(&self) -> u32 {
-        if self.kind != SEMAPHORE {
+        if self.kind != Kind::Semaphore {
             return u32::from(owned::is_free(&self.line[WORD]));
         }
         semaphore::value(&self.line[WORD])
@@ -138,14 +158,14 @@ impl Parts {
 
     #[inline]
     pub fn try_acquire(&self) -> bool {
-        if self.kind == SEMAPHORE {
+        if self.kind == Kind::Semaphore {
             let got = semaphore::try_acquire(&self.line[WORD]);
             if got {
                 self.note_acquired();
             }
             return got;
         }
-        if self.kind == RECURSIVE_MUTEX && self.is_mine() {
+        if self.kind == Kind::RecursiveMutex && self.is_mine() {
             let depth = self.line[DEPTH].load(Ordering::Relaxed);
             self.line[DEPTH].store(depth + 1, Ordering::Relaxed);
             return true;
@@ -174,7 +194,7 @@ impl Parts {
     pub fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let deadline = Deadline::after(timeout)?;
         let word = &self.line[WORD];
-        if self.kind == SEMAPHORE {
+        if self.kind == Kind::Semaphore {
             let look = || semaphore::try_acquire(word).then_some(true);
             let sleep = |left| semaphore::wait(word, left);
             let got = wait_for(py, deadline, &self.spinner, look, sleep)?;
@@ -183,7 +203,7 @@ impl Parts {
             }
             return Ok(got);
         }
-        if self.kind == INTERNAL_MUTEX && timeout.is_none() && self.is_mine() {
+        if self.kind == Kind::InternalMutex && timeout.is_none() && self.is_mine() {
             return Err(PyRuntimeError::new_err(
                 "this thread holds the lock already: it was interrupted by a signal handler",
             ));
@@ -196,7 +216,7 @@ impl Parts {
             self.note_owned();
         }
         match got {
-            Got::FromTheDead(_) if self.kind == INTERNAL_MUTEX => Ok(true),
+            Got::FromTheDead(_) if self.kind == Kind::InternalMutex => Ok(true),
             Got::FromTheDead(who) => Err(OwnerDiedError::new_err(format!(
                 "process {} died while it held the lock; it is yours now",
                 who.pid
@@ -207,14 +227,22 @@ impl Parts {
 
     #[inline]
     pub fn release(&self) -> Result<(), Refused> {
-        if self.kind == SEMAPHORE {
+        if self.kind == Kind::Semaphore {
             semaphore::release(&self.line[WORD], self.max).map_err(|_| Refused::TooOften)?;
             self.add(-1);
             self.released();
             return Ok(());
         }
-        if !self.is_mine() {
-            return Err(Refused::NotOwner);
+        let may_release = match self.kind {
+            Kind::RobustMutex => owned::is_held_by(&self.line[WORD], life::me()),
+            _ => self.is_mine(),
+        };
+        if !may_release {
+            return Err(match self.kind {
+                Kind::RobustMutex if self.value() == 1 => Refused::TooOften,
+                Kind::RobustMutex => Refused::OtherProcess,
+                _ => Refused::NotOwner,
+            });
         }
         let depth = self.line[DEPTH].load(Ordering::Relaxed);
         if depth > 1 {
@@ -243,7 +271,7 @@ impl Parts {
     /// Releases it as often as this thread holds it; how often that was.
     pub fn release_all(&self) -> PyResult<i64> {
         let count = self.count();
-        if self.kind != SEMAPHORE {
+        if self.kind != Kind::Semaphore {
             self.give_up();
         } else {
             for _ in 0..count {
@@ -261,7 +289,11 @@ impl Parts {
         count: i64,
         mut pending: Option<PyErr>,
     ) -> PyResult<()> {
-        let mut left = if self.kind != SEMAPHORE { 1 } else { count };
+        let mut left = if self.kind != Kind::Semaphore {
+            1
+        } else {
+            count
+        };
         while left > 0 {
             let got = if self.try_acquire() {
                 Ok(true)
@@ -278,7 +310,7 @@ impl Parts {
                 Err(error) => pending = Some(error),
             }
         }
-        if self.kind != SEMAPHORE {
+        if self.kind != Kind::Semaphore {
             self.line[DEPTH].store(count as u64, Ordering::Relaxed);
         }
         pending.map_or(Ok(()), Err)
@@ -290,12 +322,14 @@ impl Parts {
 pub enum Refused {
     TooOften,
     NotOwner,
+    OtherProcess,
 }
 
 impl From<Refused> for PyErr {
     fn from(refused: Refused) -> Self {
         match refused {
             Refused::TooOften => PyValueError::new_err("semaphore or lock released too many times"),
+            Refused::OtherProcess => PyValueError::new_err("another process holds the lock"),
             Refused::NotOwner => {
                 PyAssertionError::new_err("attempt to release recursive lock not owned by thread")
             }
@@ -356,10 +390,8 @@ fn not_initialised() -> PyErr {
 }
 
 /// A lock of this kind that can have this value, or what is wrong.
-fn check(kind: i32, value: i64, max: i64) -> PyResult<u32> {
-    if ![RECURSIVE_MUTEX, SEMAPHORE, INTERNAL_MUTEX].contains(&kind) {
-        return Err(PyValueError::new_err("unrecognized kind"));
-    }
+fn check(kind: i32, value: i64, max: i64) -> PyResult<(Kind, u32)> {
+    let kind = Kind::new(kind)?;
     for number in [value, max] {
         if !(0..=i64::from(semaphore::VALUE_MAX)).contains(&number) {
             let text = format!(
@@ -369,12 +401,10 @@ fn check(kind: i32, value: i64, max: i64) -> PyResult<u32> {
             return Err(PyOSError::new_err((Errno::EINVAL as i32, text)));
         }
     }
-    if kind != SEMAPHORE && (value, max) != (1, 1) {
-        return Err(PyValueError::new_err(
-            "a recursive mutex has value 1 and maximum 1",
-        ));
+    if kind != Kind::Semaphore && (value, max) != (1, 1) {
+        return Err(PyValueError::new_err("a mutex has value 1 and maximum 1"));
     }
-    Ok(max as u32)
+    Ok((kind, max as u32))
 }
 
 #[pymethods]
@@ -400,9 +430,9 @@ impl SemLock {
         unlink: bool,
     ) -> PyResult<()> {
         let _ = (name, unlink); // it has no name
-        let max = check(kind, value, maxvalue)?;
+        let (kind, max) = check(kind, value, maxvalue)?;
         let block = Arc::new(Block::new(64).map_err(os_error)?);
-        if kind == SEMAPHORE {
+        if kind == Kind::Semaphore {
             block.line()[WORD].store(value as u64, Ordering::Release);
         }
         self.set(Parts::new(block, kind, max))
@@ -410,7 +440,7 @@ impl SemLock {
 
     /// Makes an object without parts the lock in this block: what unpickling does.
     fn _adopt(&self, block: &heap::Block, kind: i32, maxvalue: i64) -> PyResult<()> {
-        let max = check(kind, 1, maxvalue)?;
+        let (kind, max) = check(kind, 1, maxvalue)?;
         self.set(Parts::new(Arc::clone(&block.block), kind, max))
     }
 
@@ -506,7 +536,7 @@ impl SemLock {
 
     #[getter]
     fn kind(&self) -> PyResult<i32> {
-        Ok(self.parts()?.kind)
+        Ok(self.parts()?.kind as i32)
     }
 
     #[getter]
