@@ -413,12 +413,19 @@ class BaseProcess:
         del inherited
 
 
+#: what children have as standard input
+_no_input: Any = None
+
+
 def _replace_stdin() -> None:
     """Children do not read what is meant for the program."""
-    if sys.stdin is not None:
+    global _no_input
+    if sys.stdin is not None and sys.stdin is not _no_input:
         try:
             sys.stdin.close()
-            sys.stdin = open(os.devnull)  # noqa: SIM115  (it replaces a standard stream)
+            fd = os.open(os.devnull, os.O_RDONLY)
+            # Open to the end, without a warning that it is.
+            sys.stdin = _no_input = open(fd, encoding="utf-8", closefd=False)  # noqa: SIM115
         except (OSError, ValueError):
             pass
 

@@ -10,6 +10,7 @@ import resource
 import select
 import signal
 import sys
+import textwrap
 import threading
 import time
 import weakref
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scripts import run_file
+from scripts import run, run_file
 
 import billiard
 from billiard import Pipe, process, util
@@ -802,25 +803,37 @@ def test_a_kernel_without_pidfds(tmp_path: Path) -> None:
     assert run_file(tmp_path, source).stdout.splitlines() == expected
 
 
-def test_threads_in_the_parent_give_no_warning(tmp_path: Path) -> None:
-    source = """
-        import threading, warnings
-        import billiard
-        def target():
-            pass
-        if __name__ == "__main__":
-            warnings.simplefilter("error")
-            go = threading.Event()
-            thread = threading.Thread(target=go.wait)
-            thread.start()
-            for method in billiard.get_all_start_methods():
-                process = billiard.get_context(method).Process(target=target)
-                process.start()
-                process.join()
-                assert process.exitcode == 0
-            go.set()
-    """
-    assert run_file(tmp_path, source).stderr == ""
+def test_a_parent_with_threads_starts_processes_without_hangs_and_warnings(tmp_path: Path) -> None:
+    script = tmp_path / "program.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, threading, time, billiard
+            going = True
+            def work():
+                while going:
+                    print(sum(range(1000)), end="", file=null)
+                    time.sleep(0.001)
+            if __name__ == "__main__":
+                null = open("/dev/null", "w")
+                threads = [threading.Thread(target=work) for _ in range(8)]
+                for thread in threads:
+                    thread.start()
+                for method, count in (("fork", 100), ("forkserver", 100), ("spawn", 10)):
+                    ctx = billiard.get_context(method)
+                    for number in range(count):
+                        process = ctx.Process(target=time.sleep, args=(number % 2 / 500,))
+                        process.start()
+                        if number % 3 == 0:
+                            process.kill()
+                        process.join(60)
+                        assert process.exitcode in ((-9, 0) if number % 3 == 0 else (0,))
+                going = False
+            """
+        )
+    )
+    done = run("-W", "error", script)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_fork_is_audited(tmp_path: Path) -> None:
