@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import _core
+from . import _core, process
 from .common import TERM_SIGNAL
 
 TYPE_CHECKING = False
@@ -96,6 +96,7 @@ class Popen:
         if sys.is_finalizing():
             raise RuntimeError("can't fork at interpreter shutdown")
         sys.audit("os.fork")
+        process._make_no_input()
         child = _core.fork()
         if child is not None:
             self._adopt(child)

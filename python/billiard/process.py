@@ -46,6 +46,10 @@ def parent_process() -> BaseProcess | None:
 
     Of the object `pid`, `name`, `is_alive()`, `join(timeout)` and `sentinel` can be used.
     """
+    global _parent_process
+    me = _current_process
+    if _parent_process is None and me._parent_pid is not None:
+        _parent_process = _ParentProcess(me._parent_name, me._parent_pid, me._parent_start)
     return _parent_process
 
 
@@ -395,8 +399,7 @@ class BaseProcess:
         inherited = _children, _current_process
         _children = set()
         _replace_stdin()
-        assert self._parent_pid is not None
-        _parent_process = _ParentProcess(self._parent_name, self._parent_pid, self._parent_start)
+        _parent_process = None
         _set_current_process(self)
         _standin.install(current_process)
         threading: Any = sys.modules.get("threading")
@@ -407,36 +410,57 @@ class BaseProcess:
                 set_native_id()
         util = _util()
         if util is not None:
-            util._finalizer_registry.clear()
+            if util._finalizer_registry:
+                util._finalizer_registry.clear()
             util._run_after_forkers()
-            util.info("child process %s calling self.run()", os.getpid())
+            util.info("child process %s calling self.run()", self.pid)
         del inherited
 
 
-#: what children have as standard input
+#: what children have as standard input, and which file that is
 _no_input: Any = None
+_no_input_device: tuple[int, int] | None = None
+
+
+def _make_no_input() -> None:
+    """Make the standard input of children, unless it is there.
+
+    A parent that forks does it for its children: to make it costs more than their other
+    preparations together.
+    """
+    global _no_input, _no_input_device
+    if _no_input is not None:
+        try:
+            status = os.fstat(_no_input.fileno())
+            if (status.st_rdev, status.st_ino) == _no_input_device:
+                return
+        except OSError:
+            pass  # somebody has closed all descriptors
+    fd = os.open(os.devnull, os.O_RDONLY)
+    status = os.fstat(fd)
+    _no_input_device = status.st_rdev, status.st_ino
+    # Open to the end, without a warning that it is.
+    _no_input = open(fd, encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _replace_stdin() -> None:
     """Children do not read what is meant for the program."""
-    global _no_input
     if sys.stdin is not None and sys.stdin is not _no_input:
         try:
             sys.stdin.close()
-            fd = os.open(os.devnull, os.O_RDONLY)
-            # Open to the end, without a warning that it is.
-            sys.stdin = _no_input = open(fd, encoding="utf-8", closefd=False)  # noqa: SIM115
+            if _no_input is None:
+                _make_no_input()
+            sys.stdin = _no_input
         except (OSError, ValueError):
             pass
 
 
 def _util() -> Any:
     """`billiard.util`, if there can be anything in its registries, or in multiprocessing's."""
-    if "billiard.util" in sys.modules or "multiprocessing.util" in sys.modules:
+    util = sys.modules.get("billiard.util")
+    if util is None and "multiprocessing.util" in sys.modules:
         from . import util
-
-        return util
-    return None
+    return util
 
 
 def _leave() -> None:

@@ -158,6 +158,35 @@ def _main_module() -> dict[str, str]:
     return {"init_main_from_path": os.path.normpath(path)}
 
 
+#: what the compiled main module was compiled from, and for which interpreter; its code
+_main_code_cache: tuple[tuple[object, ...], tuple[str, int, bytes] | None] = ((), None)
+
+
+def _main_code(path: str) -> tuple[str, int, bytes] | None:
+    """The main module compiled, for children that have the same interpreter; None if it cannot be.
+
+    Nobody writes a script's bytecode to a file, so every child would have to compile it anew.
+    """
+    global _main_code_cache
+    try:
+        status = os.stat(path)
+        key = (path, status.st_mtime_ns, status.st_size, status.st_ino)
+        if _main_code_cache[0] != key:
+            import marshal
+
+            code = _compiled(path)
+            entry = None if code is None else (*_interpreter(), marshal.dumps(code))
+            _main_code_cache = key, entry
+        return _main_code_cache[1]
+    except (OSError, SyntaxError, ValueError):
+        return None  # it is the child who says what is wrong with it
+
+
+def _interpreter() -> tuple[str, int]:
+    """What compiled code depends on."""
+    return sys.version, sys.flags.optimize
+
+
 def _is_launcher(name: str) -> bool:
     """Whether a module is the __main__.py of a package, directory or zip file: these do their work
     unconditionally, so children do not import them."""
@@ -214,6 +243,8 @@ def _message(
         }
         if popen.method == "spawn":
             data["fds"] = popen._fds
+            if "init_main_from_path" in data:
+                data["main_code"] = _main_code(data["init_main_from_path"])
         return b"".join((reduction.ForkingPickler.dumps(data), process_part))
     finally:
         context.set_spawning_popen(None)
@@ -297,7 +328,13 @@ def prepare(data: dict[str, Any]) -> None:
     if "init_main_from_name" in data:
         _fixup_main_from_name(data["init_main_from_name"])
     elif "init_main_from_path" in data:
-        _fixup_main_from_path(data["init_main_from_path"])
+        code = data.get("main_code")
+        if code is not None and code[:2] == _interpreter():
+            import marshal
+
+            _fixup_main_from_path(data["init_main_from_path"], marshal.loads(code[2]))
+        else:
+            _fixup_main_from_path(data["init_main_from_path"])
 
 
 def _setup_logging_in_child_hack() -> None:
@@ -370,15 +407,15 @@ def _fixup_main_from_name(mod_name: str) -> None:
     _run_as_main(module, code, path)
 
 
-def _fixup_main_from_path(main_path: str) -> None:
-    """Import the main module of `python main_path` as `__mp_main__`."""
+def _fixup_main_from_path(main_path: str, code: CodeType | None = None) -> None:
+    """Import the main module of `python main_path`, which `code` is, as `__mp_main__`."""
     # IPython's launcher has no guard either.
     if os.path.splitext(os.path.basename(main_path))[0] == "ipython":
         return
     if getattr(sys.modules["__main__"], "__file__", None) == main_path:
         return  # forked: it is here already
     module = type(sys)("__mp_main__")
-    code = _compiled(main_path)
+    code = code or _compiled(main_path)
     if code is not None:
         module.__dict__.update(
             __file__=main_path, __cached__=None, __loader__=None, __package__="", __spec__=None

@@ -21,7 +21,7 @@ import sys
 import threading
 import weakref
 
-from . import _core, _stdlib
+from . import _core, _stdlib, process
 from .compat import get_errno
 
 TYPE_CHECKING = False
@@ -210,6 +210,8 @@ _afterfork_counter = itertools.count()
 
 
 def _run_own_after_forkers() -> None:
+    if not _afterfork_registry:
+        return  # memory that is only looked at stays shared with the parent
     for (_, _, func), obj in sorted(_afterfork_registry.items(), key=lambda item: item[0][0]):
         try:
             func(obj)
@@ -355,9 +357,7 @@ def is_exiting() -> bool:
 
 def _end_children() -> None:
     """Terminate the daemonic children, wait for the others."""
-    from .process import active_children
-
-    daemons = [child for child in active_children() if child.daemon]
+    daemons = [child for child in process.active_children() if child.daemon]
     for child in daemons:
         info("calling terminate() for daemon %s", child.name)
         child.terminate()
@@ -366,7 +366,7 @@ def _end_children() -> None:
         if child.is_alive():
             info("daemon %s outlived SIGTERM, killing it", child.name)
             child.kill()
-    for child in active_children():
+    for child in process.active_children():
         info("calling join() for process %s", child.name)
         child.join()
 
@@ -379,10 +379,13 @@ def _exit_function() -> None:
     _exiting = True
     info("process shutting down")
     debug('running all "atexit" finalizers with priority >= 0')
-    _run_finalizers(0)
-    _end_children()
+    if _finalizer_registry:
+        _run_finalizers(0)
+    if process._children:
+        _end_children()
     debug('running the remaining "atexit" finalizers')
-    _run_finalizers()
+    if _finalizer_registry:
+        _run_finalizers()
     _stdlib.at_exit()
 
 

@@ -740,7 +740,9 @@ def test_no_processes_left_is_an_error_of_start(method: str, tmp_path: Path) -> 
     source = """
         import errno, os, resource, sys
         import billiard, billiard.popen_fork, billiard.popen_spawn_posix, billiard.reduction
-        import billiard.util
+        process = billiard.get_context("fork").Process(target=int)  # imports what is needed
+        process.start()
+        process.join()
         resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
         os.setgroups([])
         os.setgid(64321)
@@ -829,6 +831,9 @@ def test_a_parent_with_threads_starts_processes_without_hangs_and_warnings(tmp_p
                         process.join(60)
                         assert process.exitcode in ((-9, 0) if number % 3 == 0 else (0,))
                 going = False
+                for thread in threads:
+                    thread.join()
+                null.close()
             """
         )
     )

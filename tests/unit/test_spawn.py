@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import marshal
 import os
 import py_compile
 import subprocess
@@ -309,6 +310,33 @@ def test_a_compiled_main_module(tmp_path: Path) -> None:
     done = run(compiled)
     # What a function changes is not seen in `__main__`: runpy gives that a copy.
     assert done.stdout.startswith("__mp_main__ __mp_main__ True True\n"), done.stderr
+
+
+def test_the_main_module_is_compiled_once_and_again_when_it_changes(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("value = 1")
+    first = spawn._main_code(str(script))
+    assert first is not None
+    assert first[:2] == (sys.version, sys.flags.optimize)
+    assert spawn._main_code(str(script)) is first
+    script.write_text("value = 11")
+    second = spawn._main_code(str(script))
+    assert second is not None
+    assert second != first
+    found: dict[str, int] = {}
+    exec(marshal.loads(second[2]), found)
+    assert found["value"] == 11
+    script.write_text("this is not Python")
+    assert spawn._main_code(str(script)) is None
+    assert spawn._main_code(str(tmp_path / "none.py")) is None
+
+
+def test_code_of_another_interpreter_is_not_used(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import sys; sys.argv.append('from the file')")
+    data = {"init_main_from_path": str(script), "main_code": ("another", 0, b"not for us")}
+    code = f"import billiard.spawn, sys; billiard.spawn.prepare({data!r}); print(sys.argv[-1])"
+    assert run("-c", code).stdout == "from the file\n"
 
 
 def test_import_main_path(tmp_path: Path) -> None:
