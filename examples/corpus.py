@@ -316,31 +316,32 @@ def main() -> int:
     print(f"billiard {billiard.__version__} on Python {sys.version.split()[0]}")
     print(f"{len(paths):,} files, {size / 1e6:.1f} MB, {options.processes} processes\n", flush=True)
 
-    results: dict[str, list[FileFigures]] = {}
-    seconds: dict[str, float] = {}
+    print(f"{'way':<18}{'seconds':>9}{'files/s':>10}{'speed-up':>10}  result", flush=True)
+    expected: list[FileFigures] = []
+    serial = 0.0
+    equal = 0
     for way, run in WAYS.items():
         # disable=None: a bar on a terminal, nothing in a file or a pipe
         with tqdm(total=len(paths), desc=way, unit=" files", disable=None, leave=False) as bar:
             start = time.perf_counter()
             figures = run(paths, options.processes, bar.update)
-            seconds[way] = time.perf_counter() - start
-        results[way] = sorted(figures, key=lambda one: one.path)
+            seconds = time.perf_counter() - start
+        figures.sort(key=lambda one: one.path)
+        if not expected:  # the first way is the serial one
+            expected, serial = figures, seconds
+        same = figures == expected
+        equal += same
+        speed = f"{len(paths) / seconds:>10,.0f}{serial / seconds:>9.2f}x"
+        print(f"{way:<18}{seconds:>9.2f}{speed}  {'equal' if same else 'DIFFERENT'}", flush=True)
+        if not same:
+            print("  " + "\n  ".join(differences(expected, figures)[:10]), flush=True)
 
-    expected = results["serial"]
+    print()
     report(Totals.of(expected))
     if options.csv:
         write_csv(options.csv, expected)
-    print(f"\n{'way':<18}{'seconds':>9}{'files/s':>10}{'speed-up':>10}  result")
-    equal = 0
-    for way, figures in results.items():
-        same = figures == expected
-        equal += same
-        speed = f"{len(paths) / seconds[way]:>10,.0f}{seconds['serial'] / seconds[way]:>9.2f}x"
-        print(f"{way:<18}{seconds[way]:>9.2f}{speed}  {'equal' if same else 'DIFFERENT'}")
-        if not same:
-            print("  " + "\n  ".join(differences(expected, figures)[:10]))
-    print(f"\n{equal} of {len(results)} results are equal")
-    return 0 if equal == len(results) else 1
+    print(f"\n{equal} of {len(WAYS)} results are equal")
+    return 0 if equal == len(WAYS) else 1
 
 
 if __name__ == "__main__":
