@@ -7,6 +7,7 @@
 pub mod block;
 pub mod buffer;
 pub mod error;
+pub mod late;
 
 mod connection;
 mod forkserver;

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)] // the buffer protocol
 
 use std::ffi::c_int;
-use std::sync::OnceLock;
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyRuntimeError, PyTypeError};
@@ -11,6 +10,7 @@ use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use super::late::Late;
 use super::synchronize::anylock::AnyLock;
 
 #[derive(Debug)]
@@ -22,7 +22,7 @@ struct Parts {
 /// An object and its lock. *Process-local*; what they stand for is shared.
 #[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Guarded {
-    parts: OnceLock<Parts>,
+    parts: Late<Parts>,
 }
 
 impl Guarded {
@@ -38,9 +38,7 @@ impl Guarded {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self {
-            parts: OnceLock::new(),
-        }
+        Self { parts: Late::new() }
     }
 
     fn __init__(&self, obj: Bound<'_, PyAny>, lock: Bound<'_, PyAny>) -> PyResult<()> {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import array
 import ctypes
+import gc
 import pickle
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import billiard
 from billiard import sharedctypes
 from billiard.exceptions import OwnerDiedError
+from billiard.synchronize import Barrier, Condition
 
 NUMBERS = "bBhHiIlLqQfd"
 
@@ -227,3 +229,16 @@ def test_an_access_after_the_owner_s_death_says_so_once_and_leaves_the_lock_free
         _ = value.value
     assert not value.get_lock().locked()
     assert value.value == 3
+
+
+@pytest.mark.parametrize("cls", [sharedctypes.Synchronized, Condition, Barrier])
+def test_the_garbage_collector_may_look_at_an_object_that_is_being_made(cls: Any) -> None:
+    # So many that the objects' own come from the allocator, which may collect.
+    dicts: list[Any] = [{} for _ in range(1000)]
+    thresholds = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        dicts += [cls.__new__(cls) for _ in range(100)]
+    finally:
+        gc.set_threshold(*thresholds)
+    assert len(dicts) == 1100

@@ -1,6 +1,6 @@
 //! Barriers.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -15,6 +15,7 @@ use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
 use crate::py::heap;
+use crate::py::late::Late;
 use crate::sys::fork;
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::LineRef;
@@ -92,7 +93,7 @@ fn broken() -> PyErr {
 /// inherits them.
 #[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Barrier {
-    parts: OnceLock<Parts>,
+    parts: Late<Parts>,
 }
 
 impl Barrier {
@@ -143,9 +144,7 @@ impl Barrier {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self {
-            parts: OnceLock::new(),
-        }
+        Self { parts: Late::new() }
     }
 
     #[pyo3(signature = (parties, action=None, timeout=None))]

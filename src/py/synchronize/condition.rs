@@ -1,6 +1,6 @@
 //! Condition variables.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyAssertionError, PyOverflowError, PyRuntimeError, PyValueError};
@@ -16,6 +16,7 @@ use crate::ipc::spin::Spinner;
 use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
+use crate::py::late::Late;
 use crate::sys::memory::LineRef;
 
 #[derive(Debug)]
@@ -29,7 +30,7 @@ struct Parts {
 /// A condition variable over a lock. *Process-shared* words; a forked child inherits them.
 #[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
 pub struct Condition {
-    parts: OnceLock<Parts>,
+    parts: Late<Parts>,
 }
 
 impl Condition {
@@ -106,9 +107,7 @@ impl Condition {
     #[new]
     #[pyo3(signature = (*_args, **_kwargs))]
     fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
-        Self {
-            parts: OnceLock::new(),
-        }
+        Self { parts: Late::new() }
     }
 
     fn __init__(&self, lock: Bound<'_, PyAny>) -> PyResult<()> {
