@@ -20,7 +20,8 @@ under those names is read as ours.
 from __future__ import annotations
 
 import io
-import pickle
+from _pickle import Unpickler
+from _pickle import loads as _loads
 
 from .reduction import ForkingPickler
 
@@ -133,7 +134,7 @@ class _Pickler(ForkingPickler):
         return _as_theirs(obj) if isinstance(obj, (Token, BaseProxy)) else NotImplemented
 
 
-class _Unpickler(pickle.Unpickler):
+class _Unpickler(Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         if module == _THEIRS:
             from . import managers
@@ -147,7 +148,7 @@ def loads(data: bytes) -> Any:
     """Unpickle what a peer of either kind sent."""
     if _THEIRS.encode() in data:
         return _Unpickler(io.BytesIO(data)).load()
-    return pickle.loads(data)
+    return _loads(data)
 
 
 def dumps(obj: Any) -> bytes:

@@ -7,9 +7,7 @@ the other, over TCP and Unix sockets. `_manager_wire` draws the protocol, `_mana
 
 from __future__ import annotations
 
-import array
 import os
-import signal
 import threading
 from queue import Queue
 
@@ -55,6 +53,7 @@ from .context import _default_context
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import array
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any, ClassVar, Self
 
@@ -68,8 +67,8 @@ get_context = _default_context.get_context
 
 
 def reduce_array(a: array.array[Any]) -> tuple[type[array.array[Any]], tuple[str, bytes]]:
-    """How arrays are pickled."""
-    return array.array, (a.typecode, a.tobytes())
+    """How arrays were pickled by 4.3.2; they know how to do it themselves."""
+    return type(a), (a.typecode, a.tobytes())
 
 
 def rebuild_as_list(obj: Iterable[Any]) -> tuple[type[list[Any]], tuple[list[Any]]]:
@@ -79,7 +78,6 @@ def rebuild_as_list(obj: Iterable[Any]) -> tuple[type[list[Any]], tuple[list[Any
 
 view_types: list[type] = [type({}.items()), type({}.keys()), type({}.values())]
 
-reduction.register(array.array, reduce_array)
 for _type in view_types:
     reduction.register(_type, rebuild_as_list)
 del _type
@@ -212,6 +210,8 @@ class BaseManager:
         initargs: Iterable[Any] = (),
     ) -> None:
         """What the server process runs."""
+        import signal
+
         # The terminal's Ctrl-C is for the program, which then shuts its manager down.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         # A directory of its own, not the parent's: it is gone when this process is.
@@ -448,7 +448,9 @@ class Value:
 
 def Array(typecode: str, sequence: Iterable[Any], lock: object = True) -> array.array[Any]:
     """An `array.array`; `lock` is ignored."""
-    return array.array(typecode, sequence)
+    from array import array
+
+    return array(typecode, sequence)
 
 
 class SyncManager(BaseManager):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from _queue import SimpleQueue
+from _warnings import warn
 from time import monotonic
-from warnings import warn
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context

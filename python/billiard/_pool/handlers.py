@@ -20,7 +20,6 @@ import os
 import signal
 import sys
 import threading
-from copy import copy
 from time import monotonic
 
 from ..common import TERM_SIGNAL
@@ -351,7 +350,7 @@ class TimeoutHandler(PoolThread):
         warned: set[int] = set()
         while self._state == RUN:
             # A copy: the jobs change meanwhile.
-            jobs = copy(self.cache)
+            jobs = self.cache.copy()
             warned.intersection_update(jobs)
             now = monotonic()
             for number, job in jobs.items():

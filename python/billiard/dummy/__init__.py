@@ -5,7 +5,6 @@ Origin: multiprocessing.dummy. `Manager()` is this module, so that its names ser
 
 from __future__ import annotations
 
-import array
 import sys
 import threading
 import weakref
@@ -17,6 +16,7 @@ from . import connection as connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import array
     from collections.abc import Callable, Iterable, Mapping
     from types import ModuleType
     from typing import Any
@@ -133,7 +133,9 @@ class Namespace:
 
 def Array(typecode: str, sequence: Iterable[Any], lock: object = True) -> array.array[Any]:
     """An `array.array`; `lock` is ignored."""
-    return array.array(typecode, sequence)
+    from array import array
+
+    return array(typecode, sequence)
 
 
 class Value:
