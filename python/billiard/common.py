@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -102,8 +101,10 @@ def maybe_setsignal(signum: int, handler: SignalHandler) -> None:
     Not possible: a signal that cannot be caught, a thread that is not the main one.
     Origin: billiard.
     """
-    with contextlib.suppress(OSError, AttributeError, ValueError, RuntimeError):
+    try:  # noqa: SIM105  (contextlib is dear to import)
         signal.signal(signum, handler)
+    except (OSError, AttributeError, ValueError, RuntimeError):
+        pass
 
 
 def _shutdown_cleanup(signum: int, frame: FrameType | None) -> None:

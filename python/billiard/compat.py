@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
 from fcntl import F_GETFL, F_SETFL, fcntl
@@ -84,9 +83,10 @@ def get_fdmax(default: int | None = None) -> int | None:
 
     :param default: what to return where there is no limit. Origin: billiard.
     """
-    with contextlib.suppress(OSError, ValueError):
+    try:
         return os.sysconf("SC_OPEN_MAX")
-    import resource
+    except (OSError, ValueError):
+        import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     return default if limit == resource.RLIM_INFINITY else limit
@@ -128,8 +128,10 @@ def close_open_fds(keep: Iterable[FileDescriptorLike | None] | None = None) -> N
     if listed is not None:
         for fd in listed:
             if fd not in kept:
-                with contextlib.suppress(OSError):
+                try:  # noqa: SIM105  (contextlib is dear to import)
                     os.close(fd)
+                except OSError:
+                    pass
         return
     # One close_range per gap: this is cheap on kernels that have the call.
     low = 0

@@ -6,7 +6,6 @@ billiard's. Framing, waiting and signals are the Rust core's business.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 from io import BytesIO
@@ -461,9 +460,10 @@ class SocketListener:
 
 
 def _remove_file(path: str) -> None:
-    # somebody may have been faster, or have removed the directory
-    with contextlib.suppress(FileNotFoundError):
+    try:  # noqa: SIM105  (contextlib is dear to import)
         os.unlink(path)
+    except FileNotFoundError:
+        pass  # somebody was faster, or has removed the directory
 
 
 def SocketClient(address: Address) -> Connection:

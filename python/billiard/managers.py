@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-from queue import Queue
 
 from . import connection, pool, process, reduction, util
 
@@ -55,6 +54,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import array
     from collections.abc import Callable, Iterable, Mapping
+    from queue import Queue
     from typing import Any, ClassVar, Self
 
     from . import shared_memory
@@ -453,6 +453,12 @@ def Array(typecode: str, sequence: Iterable[Any], lock: object = True) -> array.
     return array(typecode, sequence)
 
 
+def _queue(maxsize: int = 0) -> Queue[Any]:
+    from queue import Queue
+
+    return Queue(maxsize)
+
+
 class SyncManager(BaseManager):
     """A manager of containers, and of synchronization primitives between threads of its server.
 
@@ -460,8 +466,8 @@ class SyncManager(BaseManager):
     """
 
 
-SyncManager.register("Queue", Queue)
-SyncManager.register("JoinableQueue", Queue)
+SyncManager.register("Queue", _queue)
+SyncManager.register("JoinableQueue", _queue)
 SyncManager.register("Event", threading.Event, EventProxy)
 SyncManager.register("Lock", threading.Lock, AcquirerProxy)
 SyncManager.register("RLock", threading.RLock, AcquirerProxy)

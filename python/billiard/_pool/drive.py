@@ -42,7 +42,6 @@ drive moves tasks and results, and notices deaths and deadlines. A pool has one,
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from time import monotonic
 
 from ..common import human_status
@@ -61,11 +60,21 @@ if TYPE_CHECKING:
     Task = tuple[int, tuple[int, int | None, Callable[..., Any], Any, Any]]
 
 
+class _Unlocked:
+    """A lock for those who need none."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
+
+
 class Drive:
     """What a drive can do; where there is a body it is enough for one without threads."""
 
     #: held while workers are reaped and replaced
-    maintenance: AbstractContextManager[Any] = nullcontext()
+    maintenance: AbstractContextManager[Any] = _Unlocked()
 
     def __init__(self, pool: Any) -> None:
         raise NotImplementedError

@@ -18,7 +18,6 @@ import os
 import signal
 import sys
 import time
-from contextlib import suppress
 from functools import partial
 from time import monotonic
 
@@ -243,8 +242,10 @@ class Worker:
     def _flush(self) -> None:
         """Let nothing be lost that tasks have printed or put on queues."""
         for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
+            try:  # noqa: SIM105  (contextlib is dear to import)
                 stream.flush()
+            except Exception:
+                pass
         if util._finalizer_registry:
             from threading import Thread
 

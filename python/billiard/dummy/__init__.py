@@ -8,20 +8,22 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
-from queue import Queue
 from threading import Barrier, BoundedSemaphore, Event, Lock, RLock, Semaphore
 
 from ..connection import Pipe
-from . import connection as connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import array
     from collections.abc import Callable, Iterable, Mapping
+    from queue import Queue
     from types import ModuleType
     from typing import Any
 
     from ..pool import ThreadPool
+    from . import connection as connection
+
+    JoinableQueue = Queue
 
 __all__ = [
     "Barrier",
@@ -43,9 +45,24 @@ __all__ = [
 ]
 
 current_process = threading.current_thread
-JoinableQueue = Queue
 dict = dict
 list = list
+
+
+def __getattr__(name: str) -> Any:
+    """What the pool, which builds on this module, need not import."""
+    found: Any
+    if name in ("Queue", "JoinableQueue"):
+        from queue import Queue as found
+    elif name == "connection":
+        from importlib import import_module
+
+        found = import_module(f"{__name__}.connection")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
 
 # An attribute of whichever thread starts a process of ours.
 _Children = weakref.WeakKeyDictionary["DummyProcess", None]
