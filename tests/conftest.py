@@ -18,7 +18,7 @@ import pytest
 
 import billiard
 import billiard.util
-from billiard import resource_tracker
+from billiard import _core, resource_tracker
 
 START_METHODS = ("fork", "spawn", "forkserver")
 #: seconds that leftovers get to disappear by themselves (threads that are ending, zombies)
@@ -48,6 +48,7 @@ def _permanent_helpers() -> Iterator[None]:
     """
     faulthandler.enable()
     resource_tracker.ensure_running()
+    _core.lifeline()  # by which workers of pools hear that this process has ended
     billiard.util.get_temp_dir()
     for method in START_METHODS:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
