@@ -231,10 +231,6 @@ class Guarded:
     def release(self) -> Any:
         """Releases the lock."""
 
-    def __enter__(self) -> Any: ...
-    def __exit__(
-        self, exc_type: object = None, exc_value: object = None, traceback: object = None
-    ) -> Any: ...
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 

@@ -144,8 +144,6 @@ class BufferWrapper(Block):
     It can be pickled while a child is being started (origin: multiprocessing).
     """
 
-    __slots__ = ()
-
     _heap = Heap()
 
     def __init__(self, size: int) -> None:

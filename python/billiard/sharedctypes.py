@@ -237,6 +237,12 @@ class SynchronizedBase(_core.Guarded):
     def __init__(self, obj: Any, lock: Any = None, ctx: BaseContext | None = None) -> None:
         _core.Guarded.__init__(self, obj, lock or (ctx or get_context()).RLock())
 
+    def __enter__(self) -> Any:
+        return self._lock.__enter__()
+
+    def __exit__(self, *args: Any) -> Any:
+        return self._lock.__exit__(*args)
+
     def __reduce__(self) -> tuple[Any, ...]:
         assert_spawning(self)
         return synchronized, (self._obj, self._lock)

@@ -245,6 +245,24 @@ class Condition(_core.Condition):
             waiters = "unknown"
         return f"<{type(self).__name__}({self._lock}, {waiters})>"
 
+    def wait(self, timeout: float | None = None) -> bool:
+        """Release the lock, wait until notified, and acquire it again.
+
+        False after `timeout` seconds. AssertionError if this thread does not hold the lock.
+        """
+        return _core.Condition.wait(self, timeout)
+
+    def notify(self, n: int = 1) -> None:
+        """Wake up to `n` waiters as soon as the lock is free.
+
+        Raises AssertionError if this thread does not hold the lock, ValueError if `n` is negative.
+        """
+        _core.Condition.notify(self, n)
+
+    def notify_all(self) -> None:
+        """Wake all waiters as soon as the lock is free; AssertionError as for `notify`."""
+        _core.Condition.notify_all(self)
+
     def wait_for(self, predicate: Callable[[], _T], timeout: float | None = None) -> _T:
         """Wait until `predicate()` is true; its last value, after `timeout` seconds too."""
         result = predicate()

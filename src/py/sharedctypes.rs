@@ -90,23 +90,6 @@ impl Guarded {
         self._lock(py)?.call_method0("release")
     }
 
-    fn __enter__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self.parts()?.lock.enter(py)
-    }
-
-    #[pyo3(signature = (exc_type=None, exc_value=None, traceback=None))]
-    fn __exit__<'py>(
-        &self,
-        py: Python<'py>,
-        exc_type: Option<&Bound<'py, PyAny>>,
-        exc_value: Option<&Bound<'py, PyAny>>,
-        traceback: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Option<Bound<'py, PyAny>>> {
-        self.parts()?
-            .lock
-            .exit(py, [exc_type, exc_value, traceback])
-    }
-
     /// The object's bytes, without the lock.
     unsafe fn __getbuffer__(
         slf: Bound<'_, Self>,
