@@ -68,10 +68,8 @@ def arbitrary_address(family: str) -> Address:
     if family == "AF_INET":
         return ("localhost", 0)
     if family == "AF_UNIX":
-        import tempfile
-
         # The directory is this process's own and nobody else may enter it.
-        return tempfile.mktemp(prefix="listener-", dir=util.get_temp_dir())
+        return os.path.join(util.get_temp_dir(), util._random_name("listener-"))
     raise ValueError("unrecognized family")
 
 

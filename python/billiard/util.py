@@ -27,7 +27,7 @@ from .compat import get_errno
 TYPE_CHECKING = False
 if TYPE_CHECKING:  # typing and collections are dear to import
     import logging
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from types import TracebackType
     from typing import Any, ParamSpec, TypeVar
 
@@ -157,26 +157,57 @@ _SOCKET_PATH_MAX = 107
 _SOCKET_PATH_TAIL = 32
 
 
-def _temp_base() -> str | None:
-    """Where to make the private directory: None for the default.
+# tempfile and shutil are not imported for this: a manager's server would do so in every new
+# process, and it takes longer than all the rest of its start.
 
-    Sockets are bound inside it, so a temporary directory with a long name will not do.
+
+def _random_name(prefix: str) -> str:
+    """A name of `prefix` and eight more characters that nobody can guess."""
+    return prefix + os.urandom(4).hex()
+
+
+def _temp_bases() -> Iterator[str]:
+    """Where to try to make the private directory, the best place first.
+
+    Sockets are bound inside it, so a temporary directory with a long name comes last.
     """
-    import tempfile
-
+    chosen = getattr(sys.modules.get("tempfile"), "tempdir", None)  # set by the program
+    named = [chosen, *(os.environ.get(name) for name in ("TMPDIR", "TEMP", "TMP"))]
+    usual = ["/tmp", "/var/tmp", "/usr/tmp"]
+    bases = [os.path.abspath(os.fsdecode(base)) for base in [*named, *usual] if base]
     room = _SOCKET_PATH_MAX - _SOCKET_PATH_TAIL
-    if len(os.fsencode(tempfile.gettempdir())) <= room:
-        return None
-    for candidate in ("/tmp", "/var/tmp"):
-        if os.path.isdir(candidate) and os.access(candidate, os.W_OK | os.X_OK):
-            return candidate
-    return None
+    bases.sort(key=lambda base: len(os.fsencode(base)) > room)
+    yield from dict.fromkeys(bases)
 
 
-def _remove_temp_dir(rmtree: Callable[..., None], tempdir: str) -> None:
+def _make_temp_dir() -> str:
+    failure: OSError | None = None
+    for base in _temp_bases():
+        while True:
+            path = os.path.join(base, _random_name("pymp-"))
+            try:
+                os.mkdir(path, 0o700)
+                return path
+            except FileExistsError:
+                continue
+            except OSError as exc:
+                failure = failure or exc
+                break
+    assert failure is not None
+    raise failure
+
+
+def _remove_temp_dir(tempdir: str) -> None:
     from .process import current_process
 
-    rmtree(tempdir, ignore_errors=True)
+    try:
+        for name in os.listdir(tempdir):
+            os.unlink(os.path.join(tempdir, name))
+        os.rmdir(tempdir)
+    except OSError:
+        import shutil  # somebody has put a directory there
+
+        shutil.rmtree(tempdir, ignore_errors=True)
     current_process()._config["tempdir"] = None
 
 
@@ -190,13 +221,10 @@ def get_temp_dir() -> str:
     config = current_process()._config
     tempdir: str | None = config.get("tempdir")
     if tempdir is None:
-        import shutil
-        import tempfile
-
-        tempdir = tempfile.mkdtemp(prefix="pymp-", dir=_temp_base())
+        tempdir = _make_temp_dir()
         info("created temp directory %s", tempdir)
         # Last of all: everything that has a name in it goes first.
-        Finalize(None, _remove_temp_dir, args=(shutil.rmtree, tempdir), exitpriority=-100)
+        Finalize(None, _remove_temp_dir, args=(tempdir,), exitpriority=-100)
         config["tempdir"] = tempdir
     return tempdir
 
