@@ -326,7 +326,7 @@ def test_the_main_module_is_compiled_once_and_again_when_it_changes(tmp_path: Pa
     found: dict[str, int] = {}
     exec(marshal.loads(second[2]), found)
     assert found["value"] == 11
-    script.write_text("this is not Python")
+    script.write_text("1 + ")
     assert spawn._main_code(str(script)) is None
     assert spawn._main_code(str(tmp_path / "none.py")) is None
 
