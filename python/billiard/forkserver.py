@@ -91,46 +91,85 @@ class ForkServer:
         """
         data_r, data_w = os.pipe()
         try:
-            return self._asking(fds, _core.ForkRequest.detach, data_r), data_w
+            [status_r] = self._ask([(data_r, fds)], _core.ForkRequest.detach)
+            if isinstance(status_r, OSError):
+                raise status_r
+            return status_r, data_w
         except BaseException:
             os.close(data_w)
             raise
         finally:
             os.close(data_r)
 
-    def _asking(self, fds: Sequence[int], ask: Callable[[_core.ForkRequest], _R], data: int) -> _R:
-        """Ask for a process that reads its message from `data` and gets `fds`.
+    def _start_children(
+        self, orders: Sequence[tuple[bytes, Sequence[int]]]
+    ) -> list[_core.Child | OSError]:
+        """Have a process forked for each (message, descriptors), all in one round trip.
+
+        Returns the processes in that order; in the place of one that could not be forked, why.
+        """
+        return self._ask(orders, _core.ForkRequest.child)
+
+    def _ask(
+        self,
+        orders: Sequence[tuple[bytes | int, Sequence[int]]],
+        finish: Callable[[_core.ForkRequest], _R],
+    ) -> list[_R | OSError]:
+        """Send a request for each order (message or where to read it, descriptors), `finish` each.
 
         If the server dies before it has forked, another one is asked: who gets no reply has no
         child.
         """
-        if len(fds) + 2 > _core.MAX_REQUEST_FDS:
-            raise ValueError(
-                f"too many fds: a process gets {_core.MAX_REQUEST_FDS - 2} at most through the "
-                f"fork server, not {len(fds)}"
-            )
+        for _, fds in orders:
+            if len(fds) + 2 > _core.MAX_REQUEST_FDS:
+                raise ValueError(
+                    f"too many fds: a process gets {_core.MAX_REQUEST_FDS - 2} at most through "
+                    f"the fork server, not {len(fds)}"
+                )
         import errno
 
+        gone = "The fork server has ended, and its successor has as well"
+        results: list[_R | OSError] = [OSError(errno.ECONNRESET, gone) for _ in orders]
+        pending = list(range(len(orders)))
         for _ in range(2):
             self.ensure_running()
-            server = self._forkserver_alive_fd
-            assert server is not None
-            try:
-                return ask(_core.ForkRequest(server, [data, server, *fds]))
-            except ConnectionError:
-                # A server that lives drops a request only if it could not even take it.
-                if self._is_running(_MOMENT):
+            requests: list[_core.ForkRequest | OSError] = []
+            for i in pending:
+                try:
+                    requests.append(self._send(*orders[i]))
+                except OSError as exc:
+                    requests.append(exc)
+            left = []
+            for i, request in zip(pending, requests, strict=True):
+                try:
+                    if isinstance(request, OSError):
+                        raise request
+                    results[i] = finish(request)
+                except ConnectionError:
+                    left.append(i)
+                except OSError as exc:
+                    results[i] = exc
+            pending = left
+            if not pending:
+                break
+            if self._is_running(_MOMENT):
+                # It drops a request only if it could not even take it.
+                for i in pending:
                     text = "The fork server has no descriptors left"
-                    raise OSError(errno.EMFILE, text) from None
-        raise OSError(errno.ECONNRESET, "The fork server has ended, and its successor has as well")
+                    results[i] = OSError(errno.EMFILE, text)
+                break
+        return results
 
-    def _start_child(self, message: bytes, fds: Sequence[int]) -> _core.Child:
-        """Have a process forked that reads `message` and gets `fds`."""
-        data = _core.memory_file(message)
+    def _send(self, data: bytes | int, fds: Sequence[int]) -> _core.ForkRequest:
+        server = self._forkserver_alive_fd
+        assert server is not None
+        if isinstance(data, int):
+            return _core.ForkRequest(server, [data, server, *fds])
+        file = _core.memory_file(data)
         try:
-            return self._asking(fds, _core.ForkRequest.child, data)
+            return _core.ForkRequest(server, [file, server, *fds])
         finally:
-            os.close(data)
+            os.close(file)
 
     def _is_running(self, grace: float = 0.0) -> bool:
         """Whether there is a server that lives, and will `grace` seconds from now."""

@@ -33,6 +33,12 @@ def _flush(stream: Any) -> None:
         pass  # there is none, or it is closed
 
 
+def flush_standard_streams() -> None:
+    """What is buffered here must not be written a second time by a child."""
+    _flush(sys.stdout)
+    _flush(sys.stderr)
+
+
 class Popen:
     """A started process, by fork (origin: multiprocessing).
 
@@ -45,9 +51,7 @@ class Popen:
     pid: int
 
     def __init__(self, process_obj: BaseProcess) -> None:
-        # What is buffered here must not be written a second time by the child.
-        _flush(sys.stdout)
-        _flush(sys.stderr)
+        flush_standard_streams()
         self.returncode: int | None = None
         self._launch(process_obj)
 

@@ -93,6 +93,53 @@ def _print_error(text: str) -> None:
         _maybe_flush(sys.stderr)
 
 
+def _before_start() -> None:
+    """What has to be there before a process has children."""
+    # At exit it terminates and joins them.
+    from . import util as util
+
+    _cleanup()
+    if "billiard.shared_memory" in sys.modules:
+        # What the child may make there has to outlive it: a program has one tracker.
+        from . import resource_tracker
+
+        resource_tracker.ensure_running()
+
+
+def start_all(processes: Iterable[BaseProcess]) -> None:
+    """Start several processes; returns when all of them exist (origin: ours).
+
+    As calling `start` of each, but the fork server gets all its requests at once, so that many
+    processes take hardly longer than one. If some cannot be started the others are, and the first
+    error is raised.
+    """
+    from . import context
+
+    processes = list(processes)
+    for process in processes:
+        process._check_startable()
+    _before_start()
+    default = context._default_context.get_start_method()
+    of_server = [p for p in processes if (p._start_method or default) == "forkserver"]
+    errors: list[OSError] = []
+    if of_server:
+        from .popen_forkserver import launch_all
+
+        for process, popen in zip(of_server, launch_all(of_server), strict=True):
+            if isinstance(popen, OSError):
+                errors.append(popen)
+            else:
+                process._became(popen)
+    for process in processes:
+        if process not in of_server:
+            try:
+                process.start()
+            except OSError as exc:
+                errors.append(exc)
+    if errors:
+        raise errors[0]
+
+
 class BaseProcess:
     """An activity that runs in a process of its own (origin: multiprocessing).
 
@@ -170,22 +217,21 @@ class BaseProcess:
         `OSError` (with errno) if the system has no room for one more process or descriptor, and
         whatever pickling raises if the start method has to pickle what it cannot.
         """
+        self._check_startable()
+        _before_start()
+        self._became(self._Popen(self))
+
+    def _check_startable(self) -> None:
         self._check_closed()
         if self._popen is not None:
             raise AssertionError("cannot start a process twice")
         if self._parent_pid != os.getpid():
             raise AssertionError("can only start a process object created by current process")
-        # At exit it terminates and joins children; it has to be there before the first of them.
-        from . import util as util
 
-        _cleanup()
-        if "billiard.shared_memory" in sys.modules:
-            # What the child may make there has to outlive it: a program has one tracker.
-            from . import resource_tracker
-
-            resource_tracker.ensure_running()
-        self._popen = self._Popen(self)
-        self._sentinel = self._popen.sentinel  # type: ignore[assignment]
+    def _became(self, popen: Popen) -> None:
+        """It has started."""
+        self._popen = popen
+        self._sentinel = popen.sentinel  # type: ignore[assignment]
         managers: Any = sys.modules.get("billiard._manager_proxies")
         if managers is not None:
             # The child takes its own references to a manager's objects when it gets to run, and

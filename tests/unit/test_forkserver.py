@@ -19,7 +19,7 @@ import pytest
 from scripts import environment, run_file
 
 import billiard
-from billiard import _core, forkserver, popen_forkserver, reduction, spawn
+from billiard import _core, forkserver, popen_forkserver, process, reduction, spawn
 from billiard.connection import Connection, wait
 
 CTX = billiard.get_context("forkserver")
@@ -237,6 +237,70 @@ def test_inherited_descriptors() -> None:
     assert flags == [False] * (1 + sum(fd is not None for fd in trackers))
 
 
+# ---- several at once ----
+
+
+def test_processes_that_start_together() -> None:
+    children = [CTX.Process(target=sys.exit, args=(code,)) for code in range(40)]
+    process.start_all(children)
+    assert len({child.pid for child in children}) == 40
+    for child in children:
+        child.join(60)
+    assert [child.exitcode for child in children] == list(range(40))
+
+
+def test_processes_of_different_methods_start_together() -> None:
+    methods = ["fork", "forkserver", "spawn", "forkserver"]
+    children = [billiard.get_context(method).Process(target=nothing) for method in methods]
+    process.start_all(children)
+    for child, method in zip(children, methods, strict=True):
+        child.join(60)
+        assert (child._popen.method, child.exitcode) == (method, 0)
+    with pytest.raises(AssertionError, match="cannot start a process twice"):
+        process.start_all(children)
+
+
+def test_one_that_cannot_start_does_not_keep_the_others(executable: Any) -> None:
+    executable("/no/such/python")
+    bad = billiard.get_context("spawn").Process(target=nothing)
+    good = [CTX.Process(target=nothing) for _ in range(3)]
+    with pytest.raises(FileNotFoundError):
+        process.start_all([bad, *good])
+    assert bad.pid is None
+    for child in good:
+        child.join(60)
+        assert child.exitcode == 0
+
+
+@pytest.fixture
+def executable() -> Iterator[Any]:
+    before = spawn.get_executable()
+    yield billiard.set_executable
+    billiard.set_executable(before)
+
+
+def test_a_template_that_dies_under_many_requests(own_server: forkserver.ForkServer) -> None:
+    """Every process runs once, whoever forks it."""
+    reader, writer = billiard.Pipe(False)
+    first = ask(tell_parent)
+    children = [CTX.Process(target=tell_number, args=(writer, n)) for n in range(30)]
+    os.kill(first, signal.SIGSTOP)  # the requests pile up
+    killer = threading.Timer(0.2, os.kill, args=(first, signal.SIGKILL))
+    killer.start()
+    process.start_all(children)
+    killer.join()
+    for child in children:
+        child.join(60)
+    assert sorted(reader.recv() for _ in children) == list(range(30))
+    assert not reader.poll()
+    reader.close()
+    writer.close()
+
+
+def tell_number(conn: Connection, number: int) -> None:
+    conn.send(number)
+
+
 # ---- requests ----
 
 
@@ -244,11 +308,12 @@ def test_as_many_descriptors_as_a_message_takes_and_no_more() -> None:
     popen = _Spawning()
     message = spawn._message(popen, _Empty())
     readers = [os.open(os.devnull, os.O_RDONLY)] * (_core.MAX_REQUEST_FDS - 2 - len(popen._fds))
-    child = SERVER._start_child(message, [*popen._fds, *readers])
+    [child] = SERVER._start_children([(message, [*popen._fds, *readers])])
+    assert isinstance(child, _core.Child)
     assert child.wait(60) == 0
     child.close()
     with pytest.raises(ValueError, match=r"too many fds: .* 250 at most .* not 251"):
-        SERVER._start_child(message, [*popen._fds, *readers, 0])
+        SERVER._start_children([(message, [*popen._fds, *readers, 0])])
     with pytest.raises(ValueError, match="too many fds"):
         forkserver.connect_to_new_process([*popen._fds, *readers, 0])
     os.close(readers[0])
@@ -263,12 +328,12 @@ def test_requests_as_multiprocessing_makes_them() -> None:
     """The public protocol: two descriptors, numbers over one, pickles over the other."""
     reader, writer = os.pipe()
     status, data = forkserver.connect_to_new_process([writer])
-    process = CTX.Process(target=sys.exit, args=(7,))
+    child = CTX.Process(target=sys.exit, args=(7,))
     with open(data, "wb") as file:
         billiard.context.set_spawning_popen(_Spawning())
         try:
             reduction.dump(spawn.get_preparation_data("child"), file)
-            reduction.dump(process, file)
+            reduction.dump(child, file)
         finally:
             billiard.context.set_spawning_popen(None)
     assert forkserver.read_signed(status) > 1
