@@ -113,6 +113,15 @@ def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
 def memory_file(data: bytes) -> int:
     """A descriptor to read `data` from."""
 
+def hand_over(spare: int, message: int, fds: list[int]) -> None:
+    """Hands a start over to a spare interpreter."""
+
+def wait_for_start(socket: int) -> int | None:
+    """The message of the start that is handed over, or None if none ever will be."""
+
+def file_identity(fd: int) -> tuple[int, int]:
+    """What file a descriptor is of: device and inode."""
+
 def watch_process(pid: int, start: int | None = None) -> int:
     """A descriptor that becomes readable when process `pid`, which started then, ends."""
 

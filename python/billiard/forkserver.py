@@ -58,7 +58,7 @@ class ForkServer:
     def __init__(self) -> None:
         #: the clients' end of the request socket, and what it is, to notice if it was closed
         self._forkserver_alive_fd: int | None = None
-        self._forkserver_inode: tuple[int, int] | None = None
+        self._forkserver_file: tuple[int, int] | None = None
         self._forkserver_pid: int | None = None
         #: the server itself, in the process that has started it
         self._forkserver: _core.Child | None = None
@@ -177,11 +177,10 @@ class ForkServer:
         if fd is None:
             return False
         try:
-            status = os.fstat(fd)
+            if _core.file_identity(fd) != self._forkserver_file:
+                return False  # somebody has closed it, and the number is another file's now
         except OSError:
             return False
-        if (status.st_dev, status.st_ino) != self._forkserver_inode:
-            return False  # somebody has closed it, and the number is another file's now
         # It never sends anything: what there is to read is the end.
         return not _core.poll_readable(fd, grace)
 
@@ -197,12 +196,11 @@ class ForkServer:
 
     def _forget(self) -> None:
         """Let go of a server that has died, or whose socket was closed behind our back."""
-        fd, inode = self._forkserver_alive_fd, self._forkserver_inode
-        self._forkserver_alive_fd = self._forkserver_inode = self._forkserver_pid = None
+        fd, file = self._forkserver_alive_fd, self._forkserver_file
+        self._forkserver_alive_fd = self._forkserver_file = self._forkserver_pid = None
         if fd is not None:
             try:
-                status = os.fstat(fd)
-                if (status.st_dev, status.st_ino) == inode:
+                if _core.file_identity(fd) == file:
                     os.close(fd)
             except OSError:
                 pass
@@ -224,6 +222,8 @@ class ForkServer:
                 )
                 if key in data
             }
+        # What this program uses of the package its children use, too.
+        arguments["modules"] = [name for name in sys.modules if name.startswith("billiard.")]
         clients, template = _core.request_sockets()
         try:
             code = (
@@ -244,9 +244,8 @@ class ForkServer:
 
     def _adopt(self, clients: int) -> None:
         """Be a client through the descriptor `clients`."""
-        status = os.fstat(clients)
         self._forkserver_alive_fd = clients
-        self._forkserver_inode = (status.st_dev, status.st_ino)
+        self._forkserver_file = _core.file_identity(clients)
 
     def _stop(self) -> None:
         """End the server, if nobody else uses it, and wait for it. For tests."""
@@ -261,15 +260,20 @@ def main(
     main_path: str | None = None,
     sys_path: list[str] | None = None,
     main_name: str | None = None,
+    modules: Sequence[str] = (),
 ) -> None:
     """Be the template: import `preload`, then fork for whoever asks through `listener_fd`.
 
     `alive_r` has no meaning any more: that all clients have gone shows on the socket itself. A
-    module that cannot be imported gives a warning; the children do without.
+    module that cannot be imported gives a warning; the children do without. `modules` are this
+    package's own.
     """
     os.set_inheritable(listener_fd, False)
     if sys_path is not None:
         sys.path[:] = sys_path
+    # The first thing that a child does is to unpickle.
+    for name in ("_pickle", *modules):
+        __import__(name)
     for name in preload:
         try:
             if name != "__main__":

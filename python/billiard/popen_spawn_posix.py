@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import os
+import sys
 
 from . import _core, popen_fork, spawn
 from .compat import spawnv_passfds as spawnv_passfds
@@ -55,6 +56,11 @@ class Popen(popen_fork.Popen):
         message = spawn._message(self, process_obj)
         handle = _core.memory_file(message)
         try:
+            spares = sys.modules.get("billiard._spares")
+            spare = None if spares is None else spares.take(handle, self._fds)
+            if spare is not None:
+                self._adopt(spare)
+                return
             command = spawn.get_command_line(pipe_handle=handle)
             self._adopt(
                 _core.spawn(

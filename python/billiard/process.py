@@ -465,7 +465,7 @@ class BaseProcess:
 
 #: what children have as standard input, and which file that is
 _no_input: Any = None
-_no_input_device: tuple[int, int] | None = None
+_no_input_file: tuple[int, int] | None = None
 
 
 def _make_no_input() -> None:
@@ -474,17 +474,15 @@ def _make_no_input() -> None:
     A parent that forks does it for its children: to make it costs more than their other
     preparations together.
     """
-    global _no_input, _no_input_device
+    global _no_input, _no_input_file
     if _no_input is not None:
         try:
-            status = os.fstat(_no_input.fileno())
-            if (status.st_rdev, status.st_ino) == _no_input_device:
+            if _core.file_identity(_no_input.fileno()) == _no_input_file:
                 return
         except OSError:
             pass  # somebody has closed all descriptors
     fd = os.open(os.devnull, os.O_RDONLY)
-    status = os.fstat(fd)
-    _no_input_device = status.st_rdev, status.st_ino
+    _no_input_file = _core.file_identity(fd)
     # Open to the end, without a warning that it is.
     _no_input = open(fd, encoding="utf-8", closefd=False)  # noqa: SIM115
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 import os
 import sys
 
+from . import _core, process
 from . import get_start_method as get_start_method
-from . import process
 from . import set_start_method as set_start_method
 
 TYPE_CHECKING = False
@@ -98,6 +98,25 @@ def set_executable(exe: str | bytes | os.PathLike[str]) -> None:
 def get_executable() -> str | bytes | os.PathLike[str]:
     """The interpreter that is started for children."""
     return _python_exe
+
+
+def set_spares(n: int) -> None:
+    """Keep `n` interpreters ready that have started, but do nothing yet (origin: ours).
+
+    A start by `spawn` is taken over by one of them, if executable, options, environment, working
+    directory, standard streams and user are what they were when it started; it is then replaced.
+    That pays where there is idle time between starts. 0, the default, ends them. Raises `TypeError`
+    for what is no int, `ValueError` for less than 0, and `OSError` if they cannot be started.
+    """
+    if type(n) is not int:
+        raise TypeError(f"the number of spare interpreters must be an int, not {n!r}")
+    if n < 0:
+        raise ValueError(f"the number of spare interpreters must not be negative: {n}")
+    from . import _spares
+
+    os.environ["MULTIPROCESSING_FORKING_DISABLE"] = "1"
+    _Django_old_layout_hack__save()
+    _spares.want("set_spares", n)
 
 
 def is_forking(argv: list[str]) -> bool:
@@ -269,6 +288,21 @@ def spawn_main(
     if tracker_fd is not None:
         _use_tracker("semaphore_tracker", tracker_fd)
     sys.exit(_main(pipe_handle))
+
+
+def spare_main(socket: int, interrupts_blocked: bool) -> None:
+    """Wait for a start to take over, be that child, and exit; exit too if the parent has gone."""
+    import _pickle as _pickle  # what children begin with
+    import _signal  # type: ignore[import-not-found]
+
+    interrupt = _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
+    if not interrupts_blocked:
+        _signal.pthread_sigmask(_signal.SIG_UNBLOCK, (_signal.SIGINT,))
+    message = _core.wait_for_start(socket)
+    if message is None:
+        os._exit(0)
+    _signal.signal(_signal.SIGINT, interrupt)
+    sys.exit(_main(message))
 
 
 def _use_tracker(name: str, fd: int) -> None:

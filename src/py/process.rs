@@ -18,6 +18,7 @@ use crate::sys::io::into_raw;
 use crate::sys::lifeline::{end_for_children, hold_on};
 use crate::sys::poll::poll_one;
 use crate::sys::process::{self, ForkPlan, Sentinel, Started};
+use crate::sys::spare;
 use crate::sys::spawn::{Program, memory_file as new_memory_file, spawn as spawn_program};
 use crate::sys::template;
 
@@ -293,11 +294,36 @@ fn hold_lifeline(fd: RawFd) -> PyResult<()> {
     hold_on(fd).map_err(os_error)
 }
 
+/// Hands a start over to a spare interpreter: `message` to read, `fds` under their own numbers.
+#[pyfunction]
+fn hand_over(py: Python<'_>, spare: RawFd, message: RawFd, fds: Vec<RawFd>) -> PyResult<()> {
+    block_on(py, Deadline::Never, |_| {
+        spare::hand_over(spare, message, &fds)
+    })
+}
+
+/// Waits for a start to be handed over: returns the descriptor of the message; None if nobody is
+/// left who could. Closes `socket`.
+#[pyfunction]
+fn wait_for_start(py: Python<'_>, socket: RawFd) -> PyResult<Option<RawFd>> {
+    let message = block_on(py, Deadline::Never, |_| spare::wait_for(socket))?;
+    Ok(message.map(into_raw))
+}
+
+/// What file a descriptor is of: device and inode. OSError if it is not open.
+#[pyfunction]
+fn file_identity(fd: RawFd) -> PyResult<(u64, u64)> {
+    crate::sys::io::identity(fd).map_err(os_error)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Child>()?;
     module.add_function(wrap_pyfunction!(fork, module)?)?;
     module.add_function(wrap_pyfunction!(spawn, module)?)?;
     module.add_function(wrap_pyfunction!(memory_file, module)?)?;
+    module.add_function(wrap_pyfunction!(hand_over, module)?)?;
+    module.add_function(wrap_pyfunction!(wait_for_start, module)?)?;
+    module.add_function(wrap_pyfunction!(file_identity, module)?)?;
     module.add_function(wrap_pyfunction!(watch_process, module)?)?;
     module.add_function(wrap_pyfunction!(process_start_time, module)?)?;
     module.add_function(wrap_pyfunction!(lifeline, module)?)?;

@@ -244,6 +244,15 @@ fn make_nonblocking(ends: &(OwnedFd, OwnedFd), wanted: (bool, bool)) -> nix::Res
     Ok(())
 }
 
+/// Device and inode: which file an open descriptor is of.
+pub fn identity(fd: RawFd) -> nix::Result<(u64, u64)> {
+    // SAFETY: an all-zero stat is valid.
+    let mut status: libc::stat = unsafe { std::mem::zeroed() };
+    // SAFETY: `status` is writable; a number that is not open gives EBADF.
+    Errno::result(unsafe { libc::fstat(fd, &raw mut status) })?;
+    Ok((status.st_dev as u64, status.st_ino as u64))
+}
+
 /// Gives a descriptor away as a number, for Python to close.
 pub fn into_raw(fd: OwnedFd) -> RawFd {
     fd.into_raw_fd()

@@ -19,5 +19,6 @@ pub mod process;
 pub mod reactor;
 pub mod segment;
 pub mod shm;
+pub mod spare;
 pub mod spawn;
 pub mod template;

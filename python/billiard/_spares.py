@@ -1,0 +1,165 @@
+"""Spare interpreters: already started, waiting for a start to take over.
+
+```
+ set_spares(n) ──► n interpreters that have imported what every spawn child needs, and wait
+ start()       ──► is there one that was started under the same conditions?
+                     yes: it gets the message and the descriptors, and another is started
+                     no:  it is thrown away
+ the parent ends: the spares see the end of their sockets, and end as well
+```
+
+A spare is what a child that is started now would be only as long as nothing has changed that a
+child inherits: executable, options, environment, working directory, standard streams, user. What
+else is inherited (umask, resource limits, priority, CPU affinity) it has from when it was started.
+
+Process-local: a forked child closes its copies of the sockets and has no spares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from . import _core, spawn, util
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    Conditions = tuple[Any, ...]
+
+_SIGKILL = 9
+
+
+class _Spare:
+    def __init__(self, child: _core.Child, socket: int, conditions: Conditions) -> None:
+        self.child = child
+        self.socket = socket
+        self.conditions = conditions
+
+    def discard(self) -> None:
+        """End it; it has done nothing yet that could be lost."""
+        os.close(self.socket)
+        self.child.send_signal(_SIGKILL)
+        self.child.wait()
+        self.child.close()
+
+
+_spares: list[_Spare] = []
+#: how many each customer wants; the most of them are kept
+_wanted: dict[object, int] = {}
+
+
+def want(customer: object, count: int) -> None:
+    """Keep `count` spares for `customer`, which are shared with all other customers.
+
+    Raises `OSError` if they cannot be started; nothing has changed then.
+    """
+    before = dict(_wanted)
+    if count:
+        _wanted[customer] = count
+    else:
+        _wanted.pop(customer, None)
+    try:
+        _refill()
+    except BaseException:
+        _wanted.clear()
+        _wanted.update(before)
+        raise
+
+
+def take(message: int, fds: list[int]) -> _core.Child | None:
+    """Have a spare read `message` and get `fds`; None if there is none that could."""
+    if not _wanted:
+        return None
+    if len(fds) >= _core.MAX_REQUEST_FDS:
+        return None
+    conditions = _conditions()
+    taken = None
+    while _spares and taken is None:
+        spare = _spares.pop(0)
+        if spare.conditions == conditions:
+            try:
+                _core.hand_over(spare.socket, message, fds)
+                taken = spare
+                continue
+            except OSError:
+                pass  # somebody has killed it
+        spare.discard()
+    with contextlib.suppress(OSError):  # it is the next start's turn to try again
+        _refill()
+    if taken is None:
+        return None
+    os.close(taken.socket)
+    return taken.child
+
+
+def _refill() -> None:
+    count = max(_wanted.values(), default=0)
+    while len(_spares) > count:
+        _spares.pop().discard()
+    while len(_spares) < count:
+        _spares.append(_start())
+
+
+def _conditions() -> Conditions:
+    """What has to be the same for a spare to be what a child started now would be."""
+    streams: list[tuple[int, int] | None] = []
+    for fd in (0, 1, 2):
+        try:
+            streams.append(_core.file_identity(fd))
+        except OSError:
+            streams.append(None)
+    return (
+        spawn.get_executable(),
+        util._args_from_interpreter_flags(),
+        dict(os.environ),
+        os.getcwd(),
+        streams,
+        os.getresuid(),
+        os.getresgid(),
+    )
+
+
+def _start() -> _Spare:
+    import _signal  # type: ignore[import-not-found]
+
+    conditions = _conditions()
+    executable, options = conditions[:2]
+    ours, its = _core.request_sockets()
+    try:
+        # ^C is not for a spare; it is deaf to it before it can say so itself.
+        before = _signal.pthread_sigmask(_signal.SIG_BLOCK, (_signal.SIGINT,))
+        try:
+            blocked = _signal.SIGINT in before
+            code = f"from billiard.spawn import spare_main; spare_main({its}, {blocked})"
+            command = [executable, *options, "-c", code, "--billiard-fork"]
+            child = _core.spawn(
+                os.fsencode(executable), [os.fsencode(word) for word in command], [its]
+            )
+        finally:
+            _signal.pthread_sigmask(_signal.SIG_SETMASK, before)
+    except BaseException:
+        os.close(ours)
+        raise
+    finally:
+        os.close(its)
+    return _Spare(child, ours, conditions)
+
+
+def _discard_all() -> None:
+    _wanted.clear()
+    _refill()
+
+
+def _forget() -> None:
+    """In a forked child: they are the parent's."""
+    for spare in _spares:
+        os.close(spare.socket)
+    _spares.clear()
+    _wanted.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+# After the children that are still to be joined, which may start others.
+util.Finalize(None, _discard_all, exitpriority=-50)
