@@ -101,6 +101,9 @@ class Child:
     def send_signal(self, signal: int) -> None:
         """Sends `signal`; nothing happens if the process has ended."""
 
+    def reopen(self) -> int:
+        """The sentinel; once closed, another descriptor that is readable as it was."""
+
     def close(self) -> None:
         """Closes the sentinel."""
 

@@ -48,6 +48,7 @@ class Popen:
 
     method = "fork"
     sentinel: int | None = None
+    sentinel_is_lent = False
     pid: int
 
     def __init__(self, process_obj: BaseProcess) -> None:
@@ -110,6 +111,13 @@ class Popen:
             status = process_obj._bootstrap()
         finally:
             os._exit(status & 0xFF)
+
+    def lend_sentinel(self) -> int:
+        """The sentinel, for somebody who may use it after the process has been joined."""
+        self.sentinel_is_lent = True
+        if self.sentinel is None:
+            self.sentinel = self._child.reopen()
+        return self.sentinel
 
     def close(self) -> None:
         """Close the sentinel. The exit code, if it is known, stays known."""

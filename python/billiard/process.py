@@ -154,7 +154,6 @@ class BaseProcess:
     #: in a child of the fork server, which is not the kernel's child of its parent
     _parent_start: int | None = None
     _name: str
-    _sentinel: int
     #: those of a manager's proxies that the child was given
     _proxies: Iterable[object] = ()
 
@@ -231,7 +230,6 @@ class BaseProcess:
     def _became(self, popen: Popen) -> None:
         """It has started."""
         self._popen = popen
-        self._sentinel = popen.sentinel  # type: ignore[assignment]
         managers: Any = sys.modules.get("billiard._manager_proxies")
         if managers is not None:
             # The child takes its own references to a manager's objects when it gets to run, and
@@ -253,7 +251,6 @@ class BaseProcess:
                 )
             self._popen.close()
             self._popen = None
-            del self._sentinel
             _children.discard(self)
         self._closed = True
 
@@ -278,8 +275,10 @@ class BaseProcess:
         if popen.wait(timeout) is not None:
             _children.discard(self)
             self._proxies = ()
-            # The object stays usable: callers read the exit code next.
-            popen.close()
+            # The object stays usable: callers read the exit code next. Many that are only kept
+            # in a list hold no descriptors; one that somebody has stays what it is.
+            if not popen.sentinel_is_lent:
+                popen.close()
 
     def is_alive(self) -> bool:
         """Whether the process has been started and has not ended yet."""
@@ -345,13 +344,13 @@ class BaseProcess:
     def sentinel(self) -> int:
         """A descriptor that becomes readable when the process ends.
 
-        For `connection.wait`, `select`, `poll` and `epoll`. Raises `ValueError` before the start.
+        For `connection.wait`, `select`, `poll` and `epoll`. It stays open until `close()`, or as
+        long as this object lives. Raises `ValueError` before the start.
         """
         self._check_closed()
-        try:
-            return self._sentinel
-        except AttributeError:
-            raise ValueError("process not started") from None
+        if self._popen is None:
+            raise ValueError("process not started")
+        return self._popen.lend_sentinel()
 
     # The names that these had in the multiprocessing of Python 2.7; Celery reads some.
 
@@ -551,6 +550,8 @@ class _ParentProcess(BaseProcess):
     The descriptor to wait with is opened at first use. `start` (see `_core.process_start_time`) is
     None where the process is the kernel's parent of this one, too.
     """
+
+    _sentinel: int
 
     def __init__(self, name: str, pid: int, start: int | None) -> None:
         self._identity = ()

@@ -199,6 +199,21 @@ impl Child {
         }
     }
 
+    /// The sentinel, or, if that is closed, another descriptor that is as readable as it was.
+    fn reopen(&self) -> PyResult<RawFd> {
+        let mut handle = self.handle.lock();
+        if let Some(handle) = handle.as_ref() {
+            return Ok(handle.sentinel.fd());
+        }
+        let sentinel = process::ended().map_err(os_error)?;
+        let fd = sentinel.fd();
+        *handle = Some(Arc::new(Handle {
+            sentinel,
+            reply: None,
+        }));
+        Ok(fd)
+    }
+
     /// Closes the sentinel. The exit code, if it is known, stays known.
     fn close(&self) {
         let handle = self.handle.lock().take();

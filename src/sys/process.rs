@@ -144,7 +144,8 @@ pub fn watch(pid: libc::pid_t, start: Option<u64>) -> nix::Result<Sentinel> {
     if same { Ok(sentinel) } else { ended() }
 }
 
-fn ended() -> nix::Result<Sentinel> {
+/// A sentinel of no process: it is at its end.
+pub fn ended() -> nix::Result<Sentinel> {
     pipe((false, false)).map(|(reader, _)| Sentinel::Pipe(reader))
 }
 

@@ -324,14 +324,22 @@ def test_the_sentinel_is_readable_when_the_process_has_ended(ctx: Any) -> None:
         assert child.exitcode == -signal.SIGKILL
 
 
-def test_a_copy_of_the_sentinel_outlives_join(ctx: Any) -> None:
+def test_a_sentinel_that_somebody_has_outlives_join(ctx: Any) -> None:
     with staying(ctx) as child:
-        copy = os.dup(child.sentinel)
+        sentinel = child.sentinel
         child.kill()
         child.join()
-        assert wait([copy], 0) == [copy]
-        os.close(copy)
+        assert child.sentinel == sentinel
+        assert wait([sentinel], 0) == [sentinel]
+
+
+def test_a_joined_process_holds_no_descriptor_until_its_sentinel_is_asked_for(ctx: Any) -> None:
+    with staying(ctx) as child:
+        child.kill()
+        child.join()
         assert child._popen.sentinel is None
+        assert wait([child.sentinel], 0) == [child.sentinel]
+        assert child.exitcode == -signal.SIGKILL
 
 
 def test_many_threads_get_one_exit_code(ctx: Any) -> None:

@@ -49,8 +49,8 @@ class Channel:
         self.outq: ResultPipe = worker.outq
         self.in_fd: int = worker.inqW_fd
         self.out_fd: int = worker.outqR_fd
-        #: a copy: the process closes its own as soon as it is reaped
-        self.sentinel = os.dup(worker.sentinel)
+        #: a copy: the process closes its own as soon as it is joined
+        self.sentinel = os.dup(worker._popen.sentinel)
         #: held to send a signal to a task, and to see a task with a limit end
         self.lock = threading.Lock()
         #: what it has been sent and has not reported ready, in order. The first one is running or
