@@ -117,12 +117,14 @@ class _ConnectionBase:
         self._writable = writable
 
     def __del__(self) -> None:
-        if self._handle is not None:
-            self._close()
+        self._close()
 
     def _close(self, _close: Callable[[int], None] = os.close) -> None:
-        # bound early: at interpreter exit `os` may be gone
-        _close(self._handle)  # type: ignore[arg-type]
+        # Bound early: at interpreter exit `os` may be gone. The number is forgotten before it is
+        # closed: another thread may be closing too, and it is soon somebody else's.
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            _close(handle)
 
     def _check_closed(self) -> None:
         if self._handle is None:
@@ -166,11 +168,7 @@ class _ConnectionBase:
 
     def close(self) -> None:
         """Close the connection; again is allowed."""
-        if self._handle is not None:
-            try:
-                self._close()
-            finally:
-                self._handle = None
+        self._close()
 
     def send_bytes(self, buf: Buffer, offset: int = 0, size: int | None = None) -> None:
         """Send a message: `size` bytes (default: all) of a bytes-like object from `offset` on.

@@ -899,3 +899,19 @@ def test_xml_connections_carry_objects() -> None:
             end = listener.accept()
             assert end.recv() == [1, "two", {"x": 2.5}]
             end.close()
+
+
+def test_a_connection_that_is_closed_while_it_is_being_closed_is_closed_once() -> None:
+    """As by another thread: the number may be another file's by then."""
+    one, two = Pipe()
+    closed = []
+
+    def close_meanwhile(fd: int) -> None:
+        one.close()
+        closed.append(fd)
+        os.close(fd)
+
+    fd = one.fileno()
+    one._close(close_meanwhile)
+    assert one.closed and closed == [fd]
+    two.close()
