@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ShareableList", "SharedMemory"]
 
+_USE_POSIX = True  # as multiprocessing's tests ask
 _O_CREX = os.O_CREAT | os.O_EXCL
 _SHM_NAME_PREFIX = "/psm_"
 #: random bytes in a name that we choose
