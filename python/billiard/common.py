@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the enums of `signal` are dear
 import os
-import signal
 import sys
 from _pickle import load as pickle_load
 from io import BytesIO
@@ -23,16 +23,30 @@ if TYPE_CHECKING:
 
 #: signal number -> name. Numbers with two names get the one that people know.
 SIGMAP: dict[int, str] = {
-    getattr(signal, name): name for name in dir(signal) if name.startswith("SIG")
+    getattr(_signal, name): name for name in dir(_signal) if name.startswith("SIG")
 }
-SIGMAP.update({getattr(signal, name): name for name in ("SIGHUP", "SIGABRT")})
+SIGMAP.update({getattr(_signal, name): name for name in ("SIGHUP", "SIGABRT")})
 
 #: The environment may name another signal that ends workers warmly (SIGTERM is then ignored):
 #: container systems send SIGTERM to every process of a group, and one that is in the middle of
 #: its tasks should not take it as a wish to die.
 REMAP_SIGTERM = os.environ.get("REMAP_SIGTERM")
 TERM_SIGNAME: str = REMAP_SIGTERM or "SIGTERM"
-TERM_SIGNAL: signal.Signals = getattr(signal, TERM_SIGNAME)
+TERM_NUMBER: int = getattr(_signal, TERM_SIGNAME)
+
+if TYPE_CHECKING:
+    from signal import Signals
+
+    TERM_SIGNAL: Signals
+
+
+def __getattr__(name: str) -> Any:
+    if name == "TERM_SIGNAL":
+        from signal import Signals
+
+        return globals().setdefault(name, Signals(TERM_NUMBER))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 TERMSIGS_IGNORE = {"SIGTERM"} if REMAP_SIGTERM else set()
 TERMSIGS_FORCE = {"SIGQUIT"} if REMAP_SIGTERM else set()
@@ -101,6 +115,8 @@ def maybe_setsignal(signum: int, handler: SignalHandler) -> None:
     Not possible: a signal that cannot be caught, a thread that is not the main one.
     Origin: billiard.
     """
+    import signal
+
     try:  # noqa: SIM105  (contextlib is dear to import)
         signal.signal(signum, handler)
     except (OSError, AttributeError, ValueError, RuntimeError):
@@ -111,7 +127,7 @@ def _shutdown_cleanup(signum: int, frame: FrameType | None) -> None:
     """Exit by ``SystemExit``, so that ``finally`` blocks run; at once when asked again."""
     if _should_have_exited[0]:
         os._exit(EX_SOFTWARE)
-    maybe_setsignal(signum, signal.SIG_DFL)
+    maybe_setsignal(signum, _signal.SIG_DFL)
     _should_have_exited[0] = True
     # The low byte, which is all that a parent sees, is the number of the signal.
     sys.exit(signum - 256)
@@ -119,12 +135,12 @@ def _shutdown_cleanup(signum: int, frame: FrameType | None) -> None:
 
 def signum(sig: str) -> int | None:
     """The number of a signal's name, None where the system has no such signal."""
-    return getattr(signal, sig, None)
+    return getattr(_signal, sig, None)
 
 
 def _should_override_term_signal(sig: str, current: SignalHandler) -> bool:
     # None: a handler that was not installed from Python. Ignored stays ignored (nohup).
-    return sig in TERMSIGS_FORCE or current not in (None, signal.SIG_IGN)
+    return sig in TERMSIGS_FORCE or current not in (None, _signal.SIG_IGN)
 
 
 def reset_signals(handler: SignalHandler = _shutdown_cleanup, full: bool = False) -> None:
@@ -135,6 +151,8 @@ def reset_signals(handler: SignalHandler = _shutdown_cleanup, full: bool = False
 
     Ignored signals stay ignored. Origin: billiard.
     """
+    import signal
+
     for name in TERMSIGS_FULL if full else TERMSIGS_DEFAULT:
         number = signum(name)
         if number and _should_override_term_signal(name, signal.getsignal(number)):
@@ -142,7 +160,7 @@ def reset_signals(handler: SignalHandler = _shutdown_cleanup, full: bool = False
     for name in TERMSIGS_IGNORE:
         number = signum(name)
         if number:
-            maybe_setsignal(number, signal.SIG_IGN)
+            maybe_setsignal(number, _signal.SIG_IGN)
 
 
 class restart_state:

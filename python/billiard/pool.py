@@ -12,6 +12,7 @@ import time as time
 from os import kill as _kill  # noqa: F401  (what the handlers send signals with)
 
 from . import cpu_count, exceptions, get_context
+from ._pool import constants
 from ._pool.book import Pool
 from ._pool.constants import (
     ACK,
@@ -26,8 +27,6 @@ from ._pool.constants import (
     NACK,
     READY,
     RUN,
-    SIG_SOFT_TIMEOUT,
-    SIGKILL,
     TASK,
     TERMINATE,
     job_counter,
@@ -49,7 +48,7 @@ from ._pool.threadpool import ThreadPool
 from ._pool.wire import MaybeEncodingError
 from ._pool.worker import Worker, soft_timeout_sighandler
 from .common import (
-    TERM_SIGNAL,
+    TERM_NUMBER,
     clear_terminate_handler_fired,
     human_status,
     pickle_loads,
@@ -72,9 +71,32 @@ from .util import Finalize
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from signal import Signals
+    from typing import Any
+
     from .exceptions import TimeoutError as TimeoutError
-else:
-    __getattr__ = exceptions.late_names(__name__)  # it is multiprocessing's, which is dear
+
+    SIGKILL: Signals
+    SIG_SOFT_TIMEOUT: Signals | None
+    TERM_SIGNAL: Signals
+
+_NUMBERS = {
+    "SIGKILL": constants.SIGKILL,
+    "SIG_SOFT_TIMEOUT": constants.SIG_SOFT_TIMEOUT,
+    "TERM_SIGNAL": TERM_NUMBER,
+}
+_late_exception = exceptions.late_names(__name__)
+
+
+def __getattr__(name: str) -> Any:
+    """Names whose modules are dear to import: `signal`'s enums and multiprocessing's errors."""
+    if name not in _NUMBERS:
+        return _late_exception(name)
+    from signal import Signals
+
+    number = _NUMBERS[name]
+    return globals().setdefault(name, None if number is None else Signals(number))
+
 
 __all__ = [
     "ACK",

@@ -37,7 +37,6 @@ DIFFERENT = {
     "billiard.managers.__all__": "and SharedMemoryManager",
     "billiard.process.__all__": "and parent_process",
     "billiard.managers.Server.create": "types may have parameters called `c` and `typeid`",
-    "billiard.sharedctypes.Synchronized*.__exit__": "named parameters",
     "billiard.synchronize.Condition.__exit__": "named parameters",
     "billiard.pool.*Pool._repopulate_pool": "the exit codes may be left out",
 }

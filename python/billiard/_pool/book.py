@@ -10,7 +10,7 @@ from time import monotonic
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context
-from ..common import TERM_SIGNAL, human_status, restart_state
+from ..common import TERM_NUMBER, human_status, restart_state
 from ..exceptions import (
     RestartFreqExceeded,
     SoftTimeLimitExceeded,
@@ -499,7 +499,7 @@ class Pool(Submitting):
             # First: it may be reaped in an instant.
             worker._controlled_termination = worker._job_terminated = True
             try:
-                handlers.send_signal(pid, sig or TERM_SIGNAL)
+                handlers.send_signal(pid, sig or TERM_NUMBER)
             except OSError as exc:
                 worker._controlled_termination, worker._job_terminated = before
                 if exc.errno != errno.ESRCH:

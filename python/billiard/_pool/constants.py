@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the enums of `signal` are dear
 import itertools
 import os
-import signal
 
 # States of a pool and of its handler threads.
 RUN = 0
@@ -29,8 +29,9 @@ EX_FAILURE = 1
 EX_RECYCLE = 0x9B  # has done its share of tasks, or used its share of memory
 
 #: the signal of a soft time limit
-SIG_SOFT_TIMEOUT: signal.Signals | None = getattr(signal, "SIGUSR1", None)
-SIGKILL = signal.SIGKILL
+SIG_SOFT_TIMEOUT: int | None = getattr(_signal, "SIGUSR1", None)
+SIGTERM: int = _signal.SIGTERM
+SIGKILL: int = _signal.SIGKILL
 
 #: seconds that a job whose worker has died may still get a result (passive drive)
 LOST_WORKER_TIMEOUT = 10.0

@@ -17,12 +17,11 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import threading
 from time import monotonic
 
-from ..common import TERM_SIGNAL
+from ..common import SIGMAP, TERM_NUMBER
 from ..compat import get_errno
 from ..dummy import DummyProcess
 from ..einfo import ExceptionInfo
@@ -35,6 +34,7 @@ from .constants import (
     RUN,
     SIG_SOFT_TIMEOUT,
     SIGKILL,
+    SIGTERM,
     TERMINATE,
 )
 from .log import debug, error
@@ -80,9 +80,9 @@ def kill_if_there(pid: int, sig: int) -> None:
             raise
 
 
-def end_worker(worker: Any, sig: signal.Signals) -> bool:
+def end_worker(worker: Any, sig: int) -> bool:
     """Send SIGTERM or SIGKILL to a worker, and to its process group if it leads one."""
-    debug("timeout: sending %s to %s", sig.name, worker._name)
+    debug("timeout: sending %s to %s", SIGMAP[sig], worker._name)
     try:
         group = os.getpgid(worker.pid)
     except (OSError, AttributeError):
@@ -129,7 +129,7 @@ class PoolThread(DummyProcess):
         except RestartFreqExceeded as exc:
             error("Thread %r crashed: %r", type(self).__name__, exc, exc_info=True)
             # Whoever supervises this process is to start it anew.
-            send_signal(os.getpid(), TERM_SIGNAL)
+            send_signal(os.getpid(), TERM_NUMBER)
             sys.exit()
         except Exception as exc:
             error("Thread %r crashed: %r", type(self).__name__, exc, exc_info=True)
@@ -342,7 +342,7 @@ class TimeoutHandler(PoolThread):
 
     def _trywaitkill(self, worker: Any) -> None:
         """End a worker: kindly first, then at once."""
-        if not (end_worker(worker, signal.SIGTERM) and worker._popen.wait(timeout=KILL_AFTER)):
+        if not (end_worker(worker, SIGTERM) and worker._popen.wait(timeout=KILL_AFTER)):
             end_worker(worker, SIGKILL)
 
     def handle_timeouts(self) -> Iterator[None]:
@@ -473,7 +473,7 @@ class ResultHandler(PoolThread):
             # It is about to exit anyway; this is for one that hangs on the way. A pid that has
             # been reaped may be somebody else's by now.
             if _is_child(pid):
-                kill_if_there(pid, TERM_SIGNAL)
+                kill_if_there(pid, TERM_NUMBER)
 
         def on_state_change(task: Any) -> None:
             state, args = task

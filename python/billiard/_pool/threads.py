@@ -19,7 +19,6 @@ The threads keep this alive, and this keeps no pool alive.
 
 from __future__ import annotations
 
-import signal
 import threading
 from _queue import Empty, SimpleQueue
 from time import monotonic
@@ -30,7 +29,7 @@ from ..common import human_status
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from .channel import Channel, Task
-from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, UNFIT, UP
+from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, SIGKILL, SIGTERM, UNFIT, UP
 from .drive import Drive
 from .exchange import OVER, Exchange
 from .handlers import KILL_AFTER, end_worker, kill_if_there
@@ -158,7 +157,7 @@ class Limits:
             job._set(task.i, (False, captured(TimeLimitExceeded(task.hard))))
             if hasattr(job, "handle_timeout"):
                 job.handle_timeout(soft=False)
-        end_worker(channel.worker, signal.SIGTERM)
+        end_worker(channel.worker, SIGTERM)
         channel.kill_at = now + KILL_AFTER
         self.exchange.on_change()
         return float("inf")
@@ -417,7 +416,7 @@ class ThreadsDrive(Drive):
             late = channel.kill_at is not None and now >= channel.kill_at
             if (late or everybody) and not channel.over:
                 channel.kill_at = None
-                end_worker(channel.worker, signal.SIGKILL)
+                end_worker(channel.worker, SIGKILL)
 
     def reap(self, shutdown: bool = False) -> list[int | None]:
         exchange = self.exchange

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import sys
 import time
 from functools import partial
@@ -23,7 +22,7 @@ from time import monotonic
 
 from .. import util
 from ..common import (
-    TERM_SIGNAL,
+    TERM_NUMBER,
     clear_terminate_handler_fired,
     pickle_loads,
     reset_signals,
@@ -208,6 +207,8 @@ class Worker:
                 getattr(queue, end).close()
         if self.initializer is not None:
             self.initializer(*self.initargs)
+        import signal
+
         # After the initializer, which may have set handlers of its own.
         reset_signals(full=self.sigprotection)
         if SIG_SOFT_TIMEOUT is not None:
@@ -227,10 +228,12 @@ class Worker:
             exitcode = EX_FAILURE if exc else EX_OK
         if self.on_exit is not None:
             self.on_exit(pid, exitcode)
+        import signal
+
         try:
             # The parent answers DEATH with the terminating signal; arriving within the message
             # it would leave a lock of the queue taken.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {TERM_SIGNAL})
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {TERM_NUMBER})
             try:
                 self.outq.put((DEATH, (pid, exitcode)))
             finally:
