@@ -73,6 +73,8 @@ class _Unlocked:
 class Drive:
     """What a drive can do; where there is a body it is enough for one without threads."""
 
+    #: whether tasks can be given time limits
+    can_limit = True
     #: held while workers are reaped and replaced
     maintenance: AbstractContextManager[Any] = _Unlocked()
 

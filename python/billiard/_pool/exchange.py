@@ -271,6 +271,7 @@ class Exchange:
 
     def take_over(self, inq: TaskPipe, outq: ResultPipe) -> None:
         """It has been started: it has its ends, and this process wants to see them closed."""
+        self._lent = None, None
         inq._reader.close()
         outq._writer.close()
 

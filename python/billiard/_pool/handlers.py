@@ -108,6 +108,10 @@ def _is_child(pid: int) -> bool:
     return True
 
 
+class Refused(Exception):
+    """What a drive raises when it takes no more tasks of a sequence; with an ExceptionInfo."""
+
+
 class PoolThread(DummyProcess):
     """A handler: a thread with a state (RUN, CLOSE, TERMINATE). Origin: billiard."""
 
@@ -175,6 +179,7 @@ class Supervisor(PoolThread):
         from weakref import ref
 
         self._pool_ref = ref(pool)
+        self._drive = getattr(pool, "_drive", None)
         super().__init__()
 
     @property
@@ -184,10 +189,7 @@ class Supervisor(PoolThread):
 
     def body(self) -> None:
         debug("worker handler starting")
-        failure = None
-        pool = self.pool
-        drive = pool._drive if pool else None
-        del pool
+        failure, drive = None, self._drive
         while drive is not None and drive.wait_for_change():
             pool = self.pool
             if pool is None:
@@ -242,7 +244,7 @@ class TaskHandler(PoolThread):
     def _feed(self, tasks: Any, set_length: Callable[[int], object] | None) -> bool:
         """Hand over a sequence of tasks; false if the pool does not want any more."""
         count = 0
-        task = None
+        task: Any = None
         try:
             for task in tasks:
                 if self._state:
@@ -250,10 +252,12 @@ class TaskHandler(PoolThread):
                 count += 1
                 self._feed_one(task)
                 task = None
+        except Refused as refusal:
+            _, (job, i, *_) = task
+            self._fail(job, i, (False, refusal.args[0]))
         except Exception:
             # The iterable that the user gave has failed: so has the job, here.
-            job = getattr(tasks, "job", None)
-            self._fail(job, count, (False, ExceptionInfo()))
+            self._fail(getattr(tasks, "job", None), count, (False, ExceptionInfo()))
             count += 1
         if set_length:
             debug("doing set_length()")
@@ -263,7 +267,7 @@ class TaskHandler(PoolThread):
     def _feed_one(self, task: Any) -> None:
         try:
             self.put(task)
-        except OSError:
+        except (OSError, Refused):
             debug("could not put task on queue")
             raise
         except Exception:

@@ -240,8 +240,9 @@ class ApplyResult:
                 return
             self._success, self._value = obj
             self._event.set()
-            if self._accepted:
-                # Otherwise the result has overtaken the ack, which then removes the entry.
+            if self._accepted or self._pool is not None:
+                # Without threads the result may overtake the ack, which has to be answered
+                # (``synack``) and removes the entry.
                 self._cache.pop(self._job, None)
             self._pool = None
         if self._on_timeout_cancel:

@@ -131,6 +131,8 @@ class Submitting:
                 checks.function(name, value)
         soft_timeout = checks.amount("soft_timeout", soft_timeout) or self.soft_timeout
         timeout = checks.amount("timeout", timeout) or self.timeout
+        if (timeout or soft_timeout) and not self._drive.can_limit:
+            raise ValueError("tasks of threads cannot be given time limits")
         if lost_worker_timeout is not None:
             checks.amount("lost_worker_timeout", lost_worker_timeout)
         if self.putlocks if waitforslot is None else waitforslot:

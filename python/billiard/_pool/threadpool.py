@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 class ThreadPoolDrive(Drive):
     """Two queues and the threads between them. Process-local."""
 
+    can_limit = False
+
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)
         self.workers: list[Any] = pool._pool
@@ -147,6 +149,11 @@ class ThreadPoolDrive(Drive):
 
     def is_busy(self, worker: Any) -> bool:
         return worker in self.busy
+
+    def retire(self, worker: Any) -> bool:
+        # Whichever is the next to look for a task.
+        self.tasks.put(None)
+        return True
 
     def change(self) -> None:
         pool = self._pool()

@@ -32,7 +32,7 @@ from .channel import Channel, Task
 from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, SIGKILL, SIGTERM, UNFIT, UP
 from .drive import Drive
 from .exchange import OVER, Exchange
-from .handlers import KILL_AFTER, end_worker, kill_if_there
+from .handlers import KILL_AFTER, Refused, end_worker, kill_if_there
 from .log import debug, error
 from .results import captured
 from .submissions import Submissions
@@ -232,6 +232,7 @@ class ThreadsDrive(Drive):
     def _no_more_tasks(self, sentinel: None) -> None:
         self.exchange.closed = True
         self.exchange.wake()
+        self.change()
 
     def close(self) -> None:
         self.submissions.put(None)
@@ -298,6 +299,9 @@ class ThreadsDrive(Drive):
         """What the task handler does with each task of a sequence."""
         if task is not None:
             self.exchange.pause_feeder()
+            if self.exchange.broken is not None:
+                # One answer is enough, and a sequence may be endless.
+                raise Refused(self.exchange.broken)
             self.exchange.put(task)
 
     # ---- workers ----

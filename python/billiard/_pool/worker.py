@@ -1,7 +1,7 @@
 """What a worker process does.
 
 ```
- start ─► after_fork ─► on_loop_start ─► workloop ─► _do_exit: on_exit, DEATH, flush, os._exit
+ start ─► after_fork ─► on_loop_start ─► workloop ─► _do_exit: on_exit, flush, DEATH, os._exit
           initializer                     │    ▲
                  wait_for_job, ACK, (leave?), run, READY
 ```
@@ -231,6 +231,7 @@ class Worker:
         import signal
 
         try:
+            self._flush()
             # The parent answers DEATH with the terminating signal; arriving within the message
             # it would leave a lock of the queue taken.
             mask = signal.pthread_sigmask(signal.SIG_BLOCK, {TERM_NUMBER})
@@ -238,7 +239,6 @@ class Worker:
                 self.outq.put((DEATH, (pid, exitcode)))
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            self._flush()
         finally:
             os._exit(exitcode)
 
