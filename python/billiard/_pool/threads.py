@@ -50,6 +50,9 @@ TERMINATE_GRACE = 10.0
 THREAD_GRACE = 5.0
 #: how many workers in a row may fail to become ready, once one has
 STILLBORN_LIMIT = 3
+#: How many in a row somebody else may kill before they are ready, when none has ever been: perhaps
+#: it is the initializer after all, by way of the system's memory.
+SLAIN_LIMIT = 100
 #: seconds until the system is asked again for what it had not
 RETRY_AFTER = 0.2
 
@@ -177,6 +180,8 @@ class ThreadsDrive(Drive):
         self.maintenance = threading.RLock()
         #: workers that ended before they were ready, since the last that was
         self._stillborn = 0
+        #: as many were killed, by whom we do not know
+        self._slain = 0
         self._why_stillborn: ExceptionInfo | None = None
         self._ever_up = False
         #: workers from before there were threads; None since then
@@ -333,7 +338,9 @@ class ThreadsDrive(Drive):
             return False
         if exchange.closed and not exchange.waiting:
             return False
-        return self._stillborn <= (STILLBORN_LIMIT if self._ever_up else 0)
+        if self._ever_up:
+            return self._stillborn <= STILLBORN_LIMIT
+        return not self._stillborn and self._slain <= SLAIN_LIMIT
 
     def _channel(self, worker: Any) -> Channel | None:
         return self.exchange.channels.get(worker.pid)
@@ -364,7 +371,7 @@ class ThreadsDrive(Drive):
         channel = self.exchange.channels.get(pid)
         if channel is not None:
             self._ever_up = channel.up = True
-            self._stillborn = 0
+            self._stillborn = self._slain = 0
             if channel.retired or self.exchange.drained:
                 self.exchange.dismiss(channel)
             else:
@@ -450,7 +457,11 @@ class ThreadsDrive(Drive):
             status = human_status(exitcode)
             error("Process %r pid:%r exited with %r", worker.name, channel.pid, status)
         if not (channel.up or channel.dismissed or expected):
-            self._stillborn += 1
+            if channel.unfit is None and exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+                # That says nothing of the next one.
+                self._slain += 1
+            else:
+                self._stillborn += 1
             self._why_stillborn = channel.unfit or captured(
                 WorkerLostError(f"Worker exited before it was ready: {human_status(exitcode)}")
             )
@@ -469,7 +480,7 @@ class ThreadsDrive(Drive):
         pool, exchange = self._pool(), self.exchange
         if exchange.broken is not None or exchange.drained:
             return
-        if self._stillborn and not self.wants_workers():
+        if (self._stillborn or self._slain) and not self.wants_workers():
             assert self._why_stillborn is not None
             self.fail(self._why_stillborn)
         elif exchange.closed and exchange.waiting and pool is not None and not pool._processes:
