@@ -159,10 +159,19 @@ class Server:
     def _handle_request(self, c: Any) -> None:
         from . import connection
 
+        try:
+            # Within its time limit, and of the connection itself where `c` wraps one.
+            connection._authenticate(
+                getattr(c, "_conn", c),
+                self.authkey,
+                connection.deliver_challenge,
+                connection.answer_challenge,
+            )
+        except Exception as exc:
+            util.info("a client was refused: %s", exc)  # and is told nothing
+            return
         request = None
         try:
-            connection.deliver_challenge(c, self.authkey)
-            connection.answer_challenge(c, self.authkey)
             request = for_any_peer(c, self._serializer).recv()
             _, funcname, args, kwds = request
             if funcname not in self.public:

@@ -163,6 +163,9 @@ class BaseManager:
         if initializer is not None and not callable(initializer):
             raise TypeError("initializer must be a callable")
 
+        # Every connection needs it: a forked server has it from here.
+        import hmac as hmac
+
         reader, writer = connection.Pipe(duplex=False)
         with reader:
             with writer:

@@ -657,6 +657,62 @@ def test_a_client_that_never_authenticates_holds_up_nobody(manager: Manager) -> 
         assert manager.list([1])[:] == [1]
 
 
+def test_a_client_with_a_wrong_answer_hears_nothing_but_failure(manager: Manager) -> None:
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_UNIX) as forger:
+        forger.connect(manager.address)
+        assert b"#CHALLENGE#" in forger.recv(1000)
+        forger.sendall(struct.pack("!i", 40) + b"{sha256}" + bytes(32))
+        heard = b""
+        while data := forger.recv(1000):
+            heard += data
+    assert heard == struct.pack("!i", 9) + b"#FAILURE#"
+
+
+def test_forged_messages_do_not_end_the_server(manager: Manager) -> None:
+    from billiard.connection import Client
+
+    for message in (b"", b"nonsense", pickle.dumps(None), pickle.dumps(("0", "append", (), {}))):
+        with Client(manager.address, authkey=process.current_process().authkey) as conn:
+            conn.send_bytes(message)
+            assert conn.recv()[0] == "#TRACEBACK"
+        with Client(manager.address, authkey=process.current_process().authkey) as conn:
+            conn.send((None, "accept_connection", ("forger",), {}))
+            assert conn.recv()[0] == "#RETURN"
+            conn.send_bytes(message or b"\x80")
+            assert conn.recv()[0] == "#TRACEBACK"
+            conn.send(("0", "#GETVALUE", (), {}))  # and the connection goes on
+            assert conn.recv() == ("#RETURN", None)
+    assert manager.list([1])[:] == [1]
+
+
+def test_server_without_descriptors_serves_again_when_it_has_some() -> None:
+    import resource
+
+    with Manager() as manager:
+        shared = manager.list([1])
+        assert shared[0] == 1
+        pid = manager._process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        # The standard streams have these three.
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        seen: list[int] = []
+        # The accept that waits already has its descriptor; the next one gets none.
+        others = [threading.Thread(target=lambda: seen.append(shared[0])) for _ in range(2)]
+        for other in others:
+            other.start()
+        others[0].join(0.2)
+        others[1].join(0.2)
+        assert len(seen) < 2
+        assert shared[0] == 1  # those that are connected are served
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for other in others:
+            other.join(30)
+        assert seen == [1, 1]
+
+
 # ---- odds and ends ----
 
 
@@ -737,3 +793,37 @@ def test_functions_for_the_protocol() -> None:
     assert "add" in managers.public_methods(Counter())
     assert "_hidden" in managers.all_methods(Counter())
     assert "_hidden" not in managers.public_methods(Counter())
+
+
+def churn(table: Any, numbers: Any, jobs: Any, lock: Any) -> None:
+    while True:
+        with lock:
+            table["n"] = table.get("n", 0) + 1
+        numbers.append(table)
+        numbers.pop()["x"] = numbers
+        jobs.put(table)
+        jobs.get()
+
+
+@pytest.mark.stress
+def test_clients_killed_at_any_instant_leave_a_server_that_serves() -> None:
+    import random
+
+    fork = billiard.get_context("fork")
+    with Manager() as manager:
+        shared = (manager.dict(), manager.list(), manager.Queue(), manager.RLock())
+        for _ in range(40):
+            children = [fork.Process(target=churn, args=shared) for _ in range(2)]
+            for child in children:
+                child.start()
+            for child in children:
+                child.join(random.random() / 20)
+                child.kill()
+            for child in children:
+                child.join()
+        with shared[3]:
+            shared[0]["n"] = 1
+        assert shared[0].copy()["n"] == 1
+        shared[1].append(1)
+        shared[2].put(1)
+        del shared
