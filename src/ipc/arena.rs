@@ -29,6 +29,7 @@ use std::sync::{Arc, Once, Weak};
 use nix::errno::Errno;
 
 use super::family::{Living, Promise, Table, World};
+use crate::sys::clock;
 use crate::sys::fork::{self, ForkLock};
 use crate::sys::life;
 use crate::sys::memory::{self, LINE, LineRef, Mapping, PAGE};
@@ -303,7 +304,7 @@ impl World for System {
         life::exists(pid)
     }
     fn now(&self) -> u64 {
-        memory::monotonic_seconds()
+        clock::now().as_secs()
     }
 }
 

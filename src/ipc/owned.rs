@@ -99,7 +99,12 @@ pub fn wait(
     }
 }
 
-fn take_from_dead(word: &impl Word, me: Identity, runs: impl Fn(Identity) -> bool) -> Option<Got> {
+/// Takes it over if its owner has died.
+pub fn take_from_dead(
+    word: &impl Word,
+    me: Identity,
+    runs: impl Fn(Identity) -> bool,
+) -> Option<Got> {
     let dead = owner(word).filter(|who| !runs(*who))?;
     let taken =
         word.update(|now| (now & !SLEEPERS == mark(dead)).then_some(mark(me) | now & SLEEPERS));

@@ -17,19 +17,26 @@ pub struct Identity {
     pub stamp: u32,
 }
 
-/// This process. *Process-local* cache, renewed in a forked child.
+/// What is known of this process: pid and stamp, as a word. *Process-local*; a forked child sees
+/// that it is not its own.
+static SELF: AtomicU64 = AtomicU64::new(0);
+
+/// This process.
+#[inline]
 pub fn me() -> Identity {
-    static CACHE: AtomicU64 = AtomicU64::new(0);
     let pid = fork::pid();
-    let cached = CACHE.load(Ordering::Relaxed);
-    if cached as u32 == pid {
-        return Identity {
-            pid,
-            stamp: (cached >> 32) as u32,
-        };
+    let known = SELF.load(Ordering::Relaxed);
+    if known as u32 == pid {
+        let stamp = (known >> 32) as u32;
+        return Identity { pid, stamp };
     }
+    find_out(pid)
+}
+
+#[cold]
+fn find_out(pid: u32) -> Identity {
     let stamp = read_stat(pid).map_or(0, |stat| stat.stamp);
-    CACHE.store(u64::from(stamp) << 32 | u64::from(pid), Ordering::Relaxed);
+    SELF.store(u64::from(stamp) << 32 | u64::from(pid), Ordering::Relaxed);
     Identity { pid, stamp }
 }
 

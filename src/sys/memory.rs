@@ -202,17 +202,6 @@ pub fn random_id() -> nix::Result<u128> {
     Ok(u128::from_ne_bytes(bytes))
 }
 
-/// Seconds of the clock that all processes of this machine share and nobody can set.
-pub fn monotonic_seconds() -> u64 {
-    let mut now = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes to the struct given.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
-    now.tv_sec as u64
-}
-
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::Ordering;

@@ -2,6 +2,7 @@
 //! operating system. Everything above calls safe functions from here.
 #![allow(unsafe_code)]
 
+pub mod clock;
 pub mod errno;
 pub mod fdpass;
 pub mod fork;

@@ -396,6 +396,21 @@ def test_a_dead_owner_is_noticed_while_nobody_has_collected_it() -> None:
         lock.release()
 
 
+@pytest.mark.parametrize("arguments", [(False,), (True, 0), (True, 0.001)])
+def test_who_only_ever_tries_finds_the_owner_dead_too(arguments: tuple[Any, ...]) -> None:
+    ctx = billiard.get_context("fork")
+    lock, ready = ctx.RLock(), ctx.Event()
+    with started(ctx, acquire_and_wait, lock, ready) as process:
+        assert ready.wait(LONG)
+        kill(process)
+    deadline = time.monotonic() + LONG
+    with pytest.raises(OwnerDiedError):
+        while not lock.acquire(*arguments) and time.monotonic() < deadline:
+            pass
+    assert lock._is_mine()
+    lock.release()
+
+
 def test_a_robust_lock_is_its_process_s_and_tells_of_its_death(ctx: Any) -> None:
     lock, ready = ctx.Lock(robust=True), ctx.Event()
     with pytest.raises(ValueError, match="too many times"):
@@ -408,7 +423,7 @@ def test_a_robust_lock_is_its_process_s_and_tells_of_its_death(ctx: Any) -> None
         kill(process)
     with pytest.raises(OwnerDiedError):
         lock.acquire()
-    assert not lock.acquire(False)
+    assert lock._is_mine() and not lock.acquire(False)
     thread = threading.Thread(target=lock.release)
     thread.start()
     thread.join()

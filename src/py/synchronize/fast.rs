@@ -173,7 +173,7 @@ unsafe extern "C" fn acquire(
             if lock(&slf).try_acquire() {
                 return new_true();
             }
-            if count == 1 && *args == ffi::Py_False() {
+            if count == 1 && *args == ffi::Py_False() && lock(&slf).is_semaphore() {
                 return ffi::Py_NewRef(ffi::Py_False());
             }
         }

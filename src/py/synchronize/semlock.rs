@@ -19,7 +19,7 @@ use crate::py::error::os_error;
 use crate::py::heap;
 use crate::sys::fork::ForkLock;
 use crate::sys::memory::LineRef;
-use crate::sys::{fork, life};
+use crate::sys::{clock, fork, life};
 
 pyo3::import_exception!(billiard.exceptions, OwnerDiedError);
 
@@ -49,6 +49,9 @@ impl Kind {
     }
 }
 
+/// Milliseconds between looks for a dead owner of who only tries.
+const LOOK_EVERY: u64 = 50;
+
 /// The words of a lock in its line.
 const WORD: usize = 0;
 /// Of a recursive mutex, written by who holds it: the thread, and how often it holds it.
@@ -73,6 +76,8 @@ pub struct Parts {
     /// would only run into it.
     deferred: ForkLock<Vec<Deferred>>,
     has_deferred: AtomicBool,
+    /// when a dead owner was last looked for, in milliseconds
+    looked: AtomicU64,
     spinner: Spinner,
 }
 
@@ -95,6 +100,7 @@ impl Parts {
             generation: AtomicU32::new(fork::generation()),
             deferred: ForkLock::new(Vec::new()),
             has_deferred: AtomicBool::new(false),
+            looked: AtomicU64::new(0),
             spinner: Spinner::default(),
         }
     }
@@ -135,9 +141,14 @@ impl Parts {
 
     #[inline]
     fn add(&self, change: i64) {
-        let count = self.count() + change;
-        self.generation.store(fork::generation(), Ordering::Relaxed);
-        self.count.store(count, Ordering::Relaxed);
+        let now = fork::generation();
+        if self.generation.load(Ordering::Relaxed) != now {
+            self.count.store(0, Ordering::Relaxed);
+            self.generation.store(now, Ordering::Relaxed);
+        }
+        let count = self.count.load(Ordering::Relaxed);
+        self.count
+            .store(count.wrapping_add(change), Ordering::Relaxed);
     }
 
     #[inline]
@@ -158,13 +169,17 @@ impl Parts {
 
     #[inline]
     pub fn try_acquire(&self) -> bool {
-        if self.kind == Kind::Semaphore {
-            let got = semaphore::try_acquire(&self.line[WORD]);
-            if got {
-                self.note_acquired();
-            }
-            return got;
+        if self.kind != Kind::Semaphore {
+            return self.try_acquire_mutex();
         }
+        let got = semaphore::try_acquire(&self.line[WORD]);
+        if got {
+            self.note_acquired();
+        }
+        got
+    }
+
+    fn try_acquire_mutex(&self) -> bool {
         if self.kind == Kind::RecursiveMutex && self.is_mine() {
             let depth = self.line[DEPTH].load(Ordering::Relaxed);
             self.line[DEPTH].store(depth + 1, Ordering::Relaxed);
@@ -212,6 +227,24 @@ impl Parts {
         let look = || owned::try_acquire(word, me).then_some(Got::Free);
         let sleep = |left| owned::wait(word, me, left, life::runs);
         let got = wait_for(py, deadline, &self.spinner, look, sleep)?;
+        self.note_got(got)
+    }
+
+    /// What is left to do when it could not be had at once and the caller will not wait: who only
+    /// ever tries has to find a dead owner too. Looked for now and then, because it takes a while.
+    #[cold]
+    fn try_again(&self) -> PyResult<bool> {
+        let now = clock::now().as_millis() as u64;
+        let last = self.looked.load(Ordering::Relaxed);
+        if self.kind == Kind::Semaphore || now < last + LOOK_EVERY {
+            return Ok(false);
+        }
+        self.looked.store(now, Ordering::Relaxed);
+        let taken = owned::take_from_dead(&self.line[WORD], life::me(), life::runs);
+        self.note_got(taken.unwrap_or(Got::Not))
+    }
+
+    fn note_got(&self, got: Got) -> PyResult<bool> {
         if got != Got::Not {
             self.note_owned();
         }
@@ -227,12 +260,16 @@ impl Parts {
 
     #[inline]
     pub fn release(&self) -> Result<(), Refused> {
-        if self.kind == Kind::Semaphore {
-            semaphore::release(&self.line[WORD], self.max).map_err(|_| Refused::TooOften)?;
-            self.add(-1);
-            self.released();
-            return Ok(());
+        if self.kind != Kind::Semaphore {
+            return self.release_mutex();
         }
+        semaphore::release(&self.line[WORD], self.max).map_err(|_| Refused::TooOften)?;
+        self.add(-1);
+        self.released();
+        Ok(())
+    }
+
+    fn release_mutex(&self) -> Result<(), Refused> {
         let may_release = match self.kind {
             Kind::RobustMutex => owned::is_held_by(&self.line[WORD], life::me()),
             _ => self.is_mine(),
@@ -354,6 +391,14 @@ impl SemLock {
     #[inline]
     pub fn try_acquire(&self) -> bool {
         self.parts.get().is_some_and(Parts::try_acquire)
+    }
+
+    /// Whether nobody but the caller of `release` can make it free: no owner that could die.
+    #[inline]
+    pub fn is_semaphore(&self) -> bool {
+        self.parts
+            .get()
+            .is_some_and(|parts| parts.kind == Kind::Semaphore)
     }
 
     /// Releases it if that is no error.
@@ -482,7 +527,7 @@ impl SemLock {
         if let Some(block) = block
             && !block.is_truthy()?
         {
-            return Ok(false);
+            return parts.try_again();
         }
         parts.wait(py, timeout)
     }
