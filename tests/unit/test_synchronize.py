@@ -666,6 +666,69 @@ def test_turns_are_passed_on_without_end(ctx: Any) -> None:
         play(condition, turn, 0, 500)
 
 
+def lock_again(condition: Any) -> None:
+    """As `acquire`; the state behind it is a number, which cannot be half changed."""
+    with suppress(OwnerDiedError):
+        condition.acquire()
+
+
+def produce(condition: Any, stock: Any, made: Any, stop: Any) -> None:
+    while not stop.is_set():
+        lock_again(condition)
+        stock.value += 1
+        made.value += 1
+        condition.notify()
+        condition.release()
+
+
+def consume(condition: Any, stock: Any, used: Any, stop: Any) -> None:
+    while not stop.is_set():
+        lock_again(condition)
+        while stock.value <= 0 and not stop.is_set():
+            with suppress(OwnerDiedError):
+                condition.wait(SHORT if stop.is_set() else LONG)
+        stock.value -= 1
+        used.value += 1
+        condition.release()
+
+
+@pytest.mark.stress
+def test_no_kill_ever_stops_the_others_at_a_condition(ctx: Any) -> None:
+    condition, stop = ctx.Condition(), ctx.Event()
+    stock, made, used = (ctx.RawValue("q", 0) for _ in range(3))
+    end = time.monotonic() + float(os.environ.get("BILLIARD_STRESS_SECONDS", "4")) / 4
+
+    def start(target: Any, total: Any) -> Any:
+        process = ctx.Process(target=target, args=(condition, stock, total, stop))
+        process.start()
+        return process
+
+    jobs = [(produce, made), (consume, used)] * 2
+    workers = [start(*job) for job in jobs]
+    kills = 0
+    while time.monotonic() < end:
+        index = kills % len(jobs)
+        kill(workers[index])
+        kills += 1
+        workers[index] = start(*jobs[index])
+        before = made.value, used.value
+        deadline = time.monotonic() + LONG
+        while not (made.value > before[0] and used.value > before[1]):
+            assert time.monotonic() < deadline, f"everyone waits after {kills} kills"
+            time.sleep(0.001)
+    stop.set()
+    for worker in workers:
+        worker.join(SHORT)
+    while any(worker.is_alive() for worker in workers):
+        lock_again(condition)
+        stock.value += len(workers)
+        condition.notify_all()
+        condition.release()
+        for worker in workers:
+            worker.join(SHORT)
+    assert all(worker.exitcode == 0 for worker in workers)
+
+
 # ---- events ----
 
 
