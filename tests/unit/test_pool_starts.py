@@ -1,14 +1,17 @@
-"""Workers that end before they are ready."""
+"""Workers that end before they are ready, or in ways of their own."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from typing import Any
 
 import pytest
 
 import billiard
+from billiard._pool import threads
 
 
 def die_until(deaths: Any, wanted: int, how: str) -> None:
@@ -39,3 +42,36 @@ def test_a_pool_whose_workers_never_get_ready_gives_up(how: str) -> None:
             pool.apply_async(abs, (-1,)).get(60)
         assert deaths.value < 200
     pool.join()
+
+
+@pytest.mark.timeout(60)
+def test_stopped_workers_do_not_hold_up_terminate(ctx: Any) -> None:
+    pool = ctx.Pool(2)
+    pool.map(abs, range(4))
+    processes = list(pool._pool)
+    for process in processes:
+        os.kill(process.pid, signal.SIGSTOP)
+    started = time.monotonic()
+    pool.terminate()
+    pool.join()
+    assert time.monotonic() - started < threads.TERMINATE_GRACE
+    assert not any(process.is_alive() for process in processes)
+
+
+def exit_with(status: object) -> None:
+    sys.exit(status)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("status", "exitcode"), [("text", 1), (None, 0), (3, 3), (1 << 70, 0)])
+def test_exit_status_of_a_worker_whose_task_exits(
+    status: object, exitcode: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        [worker] = pool._pool
+        with pytest.raises(SystemExit):
+            pool.apply_async(exit_with, (status,)).get(60)
+        worker.join(60)
+        assert worker.exitcode == exitcode
+    pool.join()
+    if status == "text":
+        assert capfd.readouterr().err.splitlines().count("text") == 1

@@ -32,6 +32,7 @@ EX_RECYCLE = 0x9B  # has done its share of tasks, or used its share of memory
 SIG_SOFT_TIMEOUT: int | None = getattr(_signal, "SIGUSR1", None)
 SIGTERM: int = _signal.SIGTERM
 SIGKILL: int = _signal.SIGKILL
+SIGCONT: int = _signal.SIGCONT
 
 #: seconds that a job whose worker has died may still get a result (passive drive)
 LOST_WORKER_TIMEOUT = 10.0

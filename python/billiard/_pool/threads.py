@@ -29,7 +29,7 @@ from ..common import human_status
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from .channel import Channel, Task
-from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, SIGKILL, SIGTERM, UNFIT, UP
+from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, SIGCONT, SIGKILL, SIGTERM, UNFIT, UP
 from .drive import Drive
 from .exchange import OVER, Exchange
 from .handlers import KILL_AFTER, Refused, end_worker, kill_if_there
@@ -279,6 +279,8 @@ class ThreadsDrive(Drive):
             if not (channel.dismissed or channel.over):
                 channel.dismissed = True
                 channel.worker.terminate_controlled()
+                # One that has been stopped would see the end no sooner than SIGKILL.
+                channel.worker._popen._send_signal(SIGCONT)
 
     def _end(self) -> None:
         """The last of the result handler."""
@@ -457,7 +459,7 @@ class ThreadsDrive(Drive):
             status = human_status(exitcode)
             error("Process %r pid:%r exited with %r", worker.name, channel.pid, status)
         if not (channel.up or channel.dismissed or expected):
-            if channel.unfit is None and exitcode in (-signal.SIGKILL, -signal.SIGTERM):
+            if channel.unfit is None and exitcode in (-SIGKILL, -SIGTERM):
                 # That says nothing of the next one.
                 self._slain += 1
             else:

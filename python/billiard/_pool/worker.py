@@ -226,6 +226,10 @@ class Worker:
     def _do_exit(self, pid: int, exitcode: Any, exc: BaseException | None = None) -> None:
         if exitcode is None:
             exitcode = EX_FAILURE if exc else EX_OK
+        elif not isinstance(exitcode, int):
+            # As everywhere in Python, `sys.exit("text")` is a failure that says why.
+            print(exitcode, file=sys.stderr)
+            exitcode = EX_FAILURE
         if self.on_exit is not None:
             self.on_exit(pid, exitcode)
         import signal
@@ -240,7 +244,7 @@ class Worker:
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         finally:
-            os._exit(exitcode)
+            os._exit(exitcode & 0xFF)
 
     def _flush(self) -> None:
         """Let nothing be lost that tasks have printed or put on queues."""
