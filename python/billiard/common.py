@@ -48,6 +48,10 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), "TERM_SIGNAL"})
+
+
 TERMSIGS_IGNORE = {"SIGTERM"} if REMAP_SIGTERM else set()
 TERMSIGS_FORCE = {"SIGQUIT"} if REMAP_SIGTERM else set()
 

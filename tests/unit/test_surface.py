@@ -95,6 +95,8 @@ class Report:
             self.counted += 1
         try:
             new = getattr(owner, name)
+            if inspect.ismodule(owner):
+                assert name in dir(owner) or name in owner.__all__, f"{path} is hidden"
         except AttributeError:
             # only on instances: a property or a slot of the class
             if not isinstance(owner, type) or not _is_declared(owner, name):
