@@ -13,22 +13,14 @@
 //! What a process knows of segments is *process-local*, behind one lock that is held across
 //! `fork`, so that the child inherits it complete; the child's part in the fork is to keep its
 //! promises in the family tables.
-//!
-//! ```text
-//!            alloc                    drop, nobody born since it was made
-//!   segment ───────► block in use ───────────────────────────────────────► free spot ──► alloc
-//!                         │ drop                                               ▲
-//!                         └──────────► withheld ───────────────────────────────┘
-//!                                      (a descendant may see it)   nobody alive sees it
-//! ```
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, Weak};
 
 use nix::errno::Errno;
 
-use super::family::{Living, Promise, Table, World};
+use super::family::{Promise, Table, World};
+use super::heap::{self, Heap, Spot};
 use crate::sys::clock;
 use crate::sys::fork::{self, ForkLock};
 use crate::sys::life;
@@ -40,10 +32,6 @@ const COMMON_HEAD: usize = 3 * PAGE;
 const SINGLE_HEAD: usize = PAGE;
 /// Blocks from this size on get a segment of their own.
 pub const SINGLE: usize = 1 << 20;
-const FIRST_SEGMENT: usize = 256 << 10;
-const LARGEST_SEGMENT: usize = 8 << 20;
-/// How many blocks may be withheld before a look whether they still have to be.
-const PATIENCE: usize = 64;
 
 const HEAD_MAGIC: usize = 0;
 const HEAD_ID: usize = 1;
@@ -127,6 +115,11 @@ impl Segment {
         self.maker == Some(fork::generation())
     }
 
+    /// Zeroes bytes that nobody uses.
+    pub fn zero(&self, offset: usize, len: usize) {
+        self.mapping.zero(offset, len);
+    }
+
     fn head(&self) -> usize {
         if self.common {
             COMMON_HEAD
@@ -135,7 +128,8 @@ impl Segment {
         }
     }
 
-    fn table(&self) -> Option<Table<'_, AtomicU64>> {
+    /// The descendants that see it; only common segments are given out in parts.
+    pub fn table(&self) -> Option<Table<'_, AtomicU64>> {
         self.common
             .then(|| Table::new(self.mapping.words(LINE, (COMMON_HEAD - LINE) / 8)))
     }
@@ -316,20 +310,6 @@ struct Known {
 }
 
 #[derive(Debug)]
-struct Spot {
-    segment: Arc<Segment>,
-    offset: usize,
-}
-
-#[derive(Debug)]
-struct Withheld {
-    spot: Spot,
-    class: usize,
-    created: u64,
-    freed: u64,
-}
-
-#[derive(Debug)]
 struct State {
     known: Vec<Known>,
     /// promises of the fork that is under way, and whether the segment was ours
@@ -337,25 +317,16 @@ struct State {
     /// counts the lines that branched off from this process
     epoch: u64,
     heap: Heap,
-}
-
-/// The spots of the segments that this process made. Abandoned by a forked child.
-#[derive(Debug)]
-struct Heap {
-    generation: u32,
-    open: Option<Spot>,
-    next_len: usize,
-    free: Vec<Vec<Spot>>,
-    withheld: Vec<Withheld>,
-    /// how many were withheld after the last look
-    kept: usize,
+    /// the fork generation of the process whose heap it is
+    heap_of: u32,
 }
 
 static STATE: ForkLock<State> = ForkLock::new(State {
     known: Vec::new(),
     promised: Vec::new(),
     epoch: 0,
-    heap: Heap::new(),
+    heap: Heap::empty(),
+    heap_of: 0,
 });
 
 fn install() {
@@ -454,23 +425,19 @@ impl State {
         }
     }
 
+    /// The heap; a forked child abandons what it inherited, and begins a new one.
     fn heap(&mut self) -> &mut Heap {
-        if self.heap.generation != fork::generation() {
-            self.heap = Heap::new();
-            self.heap.generation = fork::generation();
+        if self.heap_of != fork::generation() {
+            self.heap = Heap::empty();
+            self.heap_of = fork::generation();
         }
         &mut self.heap
     }
 
     fn alloc(&mut self, size: usize) -> nix::Result<Block> {
-        let class = class_of(size);
-        let created = self.epoch;
-        let found = self.heap().free.get_mut(class).and_then(Vec::pop);
-        let spot = match found {
-            Some(spot) => {
-                spot.segment.mapping.zero(spot.offset, class_size(class));
-                spot
-            }
+        let class = heap::class_of(size);
+        let spot = match self.heap().take(class) {
+            Some(spot) => spot,
             None => self.fresh(class)?,
         };
         let Spot { segment, offset } = spot;
@@ -478,154 +445,33 @@ impl State {
             segment,
             offset,
             size,
-            lot: Some((class, created)),
+            lot: Some((class, self.epoch)),
         })
     }
 
-    /// A spot that was never used, or one that was withheld until now.
+    /// A spot that was withheld until now, or the first one of a new segment.
     fn fresh(&mut self, class: usize) -> nix::Result<Spot> {
-        let size = class_size(class);
         let heap = self.heap();
-        if let Some(spot) = heap.carve(size) {
+        heap.review(&System);
+        if let Some(spot) = heap.take(class) {
             return Ok(spot);
         }
-        heap.review();
-        if let Some(spot) = heap.free.get_mut(class).and_then(Vec::pop) {
-            spot.segment.mapping.zero(spot.offset, size);
-            return Ok(spot);
-        }
-        let len = heap.next_len.max((COMMON_HEAD + size).next_power_of_two());
-        let segment = Arc::new(Segment::create(len, true)?);
-        heap.next_len = (len * 2).min(LARGEST_SEGMENT);
-        heap.close();
-        heap.open = Some(Spot {
-            segment: Arc::clone(&segment),
-            offset: COMMON_HEAD,
-        });
+        let least = (COMMON_HEAD + heap::class_size(class)).next_power_of_two();
+        let segment = Arc::new(Segment::create(heap.next_len().max(least), true)?);
+        heap.open(Arc::clone(&segment), COMMON_HEAD);
         self.know(&segment, Vec::new());
-        self.heap().carve(size).ok_or(Errno::ENOMEM)
+        self.heap().take(class).ok_or(Errno::ENOMEM)
     }
 
     fn free(&mut self, spot: Spot, class: usize, created: u64) {
         let freed = self.epoch;
-        let heap = self.heap();
-        if created == freed {
-            heap.put(spot, class);
-            return;
-        }
-        heap.withheld.push(Withheld {
-            spot,
-            class,
-            created,
-            freed,
-        });
-        if heap.withheld.len() >= heap.kept * 2 + PATIENCE {
-            heap.review();
-        }
+        self.heap().put(spot, class, created, freed, &System);
     }
-}
-
-impl Heap {
-    const fn new() -> Self {
-        Self {
-            generation: 0,
-            open: None,
-            next_len: FIRST_SEGMENT,
-            free: Vec::new(),
-            withheld: Vec::new(),
-            kept: 0,
-        }
-    }
-
-    fn put(&mut self, spot: Spot, class: usize) {
-        if self.free.len() <= class {
-            self.free.resize_with(class + 1, Vec::new);
-        }
-        self.free[class].push(spot);
-    }
-
-    /// The next never used bytes of the open segment.
-    fn carve(&mut self, size: usize) -> Option<Spot> {
-        let open = self.open.as_mut()?;
-        if open.segment.len() - open.offset < size {
-            return None;
-        }
-        let spot = Spot {
-            segment: Arc::clone(&open.segment),
-            offset: open.offset,
-        };
-        open.offset += size;
-        Some(spot)
-    }
-
-    /// Makes free spots of what is left in the open segment.
-    fn close(&mut self) {
-        while let Some(left) = self
-            .open
-            .as_ref()
-            .map(|open| open.segment.len() - open.offset)
-        {
-            let Some(class) = (0..class_of(SINGLE)).rev().find(|&c| class_size(c) <= left) else {
-                break;
-            };
-            if let Some(spot) = self.carve(class_size(class)) {
-                self.put(spot, class);
-            }
-        }
-        self.open = None;
-    }
-
-    /// Frees what is withheld and seen by nobody any more.
-    fn review(&mut self) {
-        let mut looks: HashMap<u128, Option<Living>> = HashMap::new();
-        for item in std::mem::take(&mut self.withheld) {
-            let segment = &item.spot.segment;
-            let living = looks
-                .entry(segment.id)
-                .or_insert_with(|| segment.table().and_then(|table| table.living(&System)));
-            match living {
-                Some(living) if living.cannot_see(item.created, item.freed) => {
-                    self.put(item.spot, item.class);
-                }
-                _ => self.withheld.push(item),
-            }
-        }
-        self.kept = self.withheld.len();
-    }
-}
-
-/// Sizes that blocks are rounded up to: 64, 128, ... 512, then four steps to each doubling.
-fn class_size(class: usize) -> usize {
-    if class < 8 {
-        return (class + 1) * LINE;
-    }
-    let (doubling, step) = ((class - 8) / 4, (class - 8) % 4 + 1);
-    (512 << doubling) + step * (128 << doubling)
-}
-
-/// The smallest class that holds `size` bytes.
-fn class_of(size: usize) -> usize {
-    let lines = size.max(1).div_ceil(LINE);
-    if lines <= 8 {
-        return lines - 1;
-    }
-    let doubling = (size - 1).ilog2() as usize - 9;
-    8 + doubling * 4 + (size - 1 - (512 << doubling)) / (128 << doubling)
 }
 
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
-
-    #[test]
-    fn classes_hold_their_sizes_without_much_waste() {
-        for size in (0..5000).chain((1..1024).map(|k| k * 1024)) {
-            let class = class_of(size);
-            assert!(class_size(class) >= size);
-            assert!(class == 0 || class_size(class - 1) < size, "{size}");
-            assert!(class_size(class).is_multiple_of(LINE));
-        }
-    }
 
     #[test]
     fn blocks_do_not_overlap_and_are_zero() {

@@ -9,6 +9,7 @@ pub mod condition;
 pub mod event;
 pub mod family;
 pub mod frame;
+pub mod heap;
 pub mod lease;
 pub mod owned;
 pub mod ring;

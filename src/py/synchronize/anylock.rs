@@ -4,7 +4,8 @@ use pyo3::PyTraverseError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
-use super::semlock::{OwnerDiedError, SemLock};
+use super::lock::OwnerDiedError;
+use super::semlock::SemLock;
 
 /// One of ours, called without a detour through Python, or anything with its methods.
 #[derive(Debug)]

@@ -8,6 +8,7 @@ mod barrier;
 mod condition;
 mod event;
 mod fast;
+mod lock;
 pub mod semlock;
 
 use std::time::Duration;
