@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 import billiard
-from billiard._pool import threads
+from billiard._pool import exchange, threads
 
 
 def die_until(deaths: Any, wanted: int, how: str) -> None:
@@ -75,3 +77,65 @@ def test_exit_status_of_a_worker_whose_task_exits(
     pool.join()
     if status == "text":
         assert capfd.readouterr().err.splitlines().count("text") == 1
+
+
+def swallow_the_end(started: Any) -> int:
+    """A task that neither ends at SIGTERM nor says so."""
+    started.set()
+    with contextlib.suppress(SystemExit):
+        time.sleep(60)
+    return 1
+
+
+class Deadly:
+    """Something that nobody survives decoding."""
+
+    def __init__(self, death: Callable[[], int]) -> None:
+        self.death = death
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.death, ()
+
+
+def swallow_a_sigterm() -> int:
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+    except SystemExit:
+        pass
+    return -1
+
+
+def die_now() -> int:
+    os._exit(7)
+
+
+@pytest.mark.timeout(60)
+def test_a_worker_whose_task_swallows_sigterm_ends_after_the_task(ctx: Any) -> None:
+    manager = ctx.Manager()
+    event = manager.Event()
+    pool = ctx.Pool(1)
+    pool.apply_async(swallow_the_end, (event,))
+    assert event.wait(30)
+    started = time.monotonic()
+    pool.terminate()
+    pool.join()
+    assert time.monotonic() - started < threads.TERMINATE_GRACE
+    manager.shutdown()
+
+
+@pytest.mark.parametrize("death", [swallow_a_sigterm, die_now])
+def test_a_task_that_kills_whoever_decodes_it_is_lost(death: Callable[[], int]) -> None:
+    deaths = []
+    with billiard.get_context("fork").Pool(2, on_process_down=deaths.append) as pool:
+        job = pool.apply_async(abs, (Deadly(death),))
+        chunks = pool.map_async(abs, [Deadly(death)])
+        with pytest.raises(billiard.WorkerLostError):
+            job.get(60)
+        with pytest.raises(billiard.WorkerLostError):
+            chunks.get(60)
+        assert pool.map(abs, [-1, -2]) == [1, 2]
+        assert not pool._cache
+        assert len(deaths) <= 4 * exchange.DEADLY
+        pool.close()
+        pool.join()

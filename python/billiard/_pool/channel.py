@@ -22,7 +22,18 @@ CHUNK = 1 << 16
 class Task:
     """A task, encoded. Kept until a worker has accepted it: the worker may die before."""
 
-    __slots__ = ("accepted", "condemned", "frame", "hard", "i", "job", "size", "soft", "warned")
+    __slots__ = (
+        "accepted",
+        "condemned",
+        "deaths",
+        "frame",
+        "hard",
+        "i",
+        "job",
+        "size",
+        "soft",
+        "warned",
+    )
 
     def __init__(self, job: int, i: int | None, frame: list[memoryview]) -> None:
         self.job, self.i = job, i
@@ -37,6 +48,8 @@ class Task:
         self.warned = False
         #: its outcome is decided and its worker is being ended
         self.condemned = False
+        #: workers that died when this was next, perhaps of decoding it
+        self.deaths = 0
 
 
 class Channel:

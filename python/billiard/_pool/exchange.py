@@ -61,6 +61,8 @@ QUICK = 1e-3
 #: seconds that a worker which has closed its pipe may still live
 KILL_SILENT_AFTER = 1.0
 
+#: after so many deaths a task is taken to be their cause
+DEADLY = 5
 #: (a message to the book) everything that a worker which has exited had sent has been read
 OVER = -1
 
@@ -309,13 +311,19 @@ class Exchange:
             channel.dismissed = True
             channel.write([memoryview(GOODBYE)])
 
-    def inherit(self, channel: Channel) -> Task | None:
-        """The task that a worker had begun when it ended; the others wait again."""
+    def inherit(self, channel: Channel, died: bool = False) -> Task | None:
+        """The task that a worker had begun when it ended; the others wait again.
+
+        :param died: the worker was not meant to end. A task that a few have died before is taken
+            for begun: they may have died of decoding it, and the next would too.
+        """
         begun = None
         with channel.lock:
             tasks, channel.tasks = list(channel.tasks), deque()
-        if tasks and tasks[0].accepted is not None:
-            begun = tasks.pop(0)
+        if tasks:
+            tasks[0].deaths += died
+            if tasks[0].accepted is not None or tasks[0].deaths >= DEADLY:
+                begun = tasks.pop(0)
         for task in reversed(tasks):
             self._waiting_bytes += task.size
             self.waiting.appendleft(task)

@@ -450,12 +450,13 @@ class ThreadsDrive(Drive):
         worker.join()
         exitcode: int | None = worker.exitcode
         self.workers.remove(worker)
-        task = self.exchange.inherit(channel)
+        expected = worker._controlled_termination or self.exchange.terminated
+        died = not expected and exitcode not in (EX_OK, EX_RECYCLE)
+        task = self.exchange.inherit(channel, died)
         self.exchange.detach(channel)
         if pool is not None:
             pool._forget_worker(worker)
-        expected = worker._controlled_termination or self.exchange.terminated
-        if not expected and exitcode not in (EX_OK, EX_RECYCLE):
+        if died:
             status = human_status(exitcode)
             error("Process %r pid:%r exited with %r", worker.name, channel.pid, status)
         if not (channel.up or channel.dismissed or expected):
@@ -469,6 +470,8 @@ class ThreadsDrive(Drive):
             )
         job = self.cache.get(task.job) if task is not None and not task.condemned else None
         if task is not None and job is not None and not job.ready():
+            if task.accepted is None:
+                job._ack(task.i, monotonic(), channel.pid, None)
             if pool is not None:
                 pool._task_lost(job, task.i, worker, exitcode)
             else:

@@ -277,7 +277,11 @@ class Worker:
         completed = 0
         try:
             while maxtasks is None or completed < maxtasks:
-                message = wait_for_job()
+                message = None if terminate_handler_fired() else wait_for_job()
+                if terminate_handler_fired():
+                    # Its SystemExit was swallowed: by the last task, or while this one was decoded
+                    # (that can be any import; even the compiler forgets an exception at times).
+                    raise SystemExit(EX_FAILURE)
                 if not message:
                     continue
                 kind, task = message
