@@ -327,7 +327,7 @@ def terminate_passively(
         timeout_handler.stop()
     debug("joining pool workers")
     for worker in workers:
-        if worker.is_alive() and worker._popen is not None:
+        if worker._popen is not None:
             worker.join()
     for queue in (inqueue, outqueue):
         if queue:

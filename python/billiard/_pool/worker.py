@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
     from .results import Outcome
 
-#: seconds that the feeders of a dying worker's queues have for what is still in them
+#: seconds that a dying worker gives others to take what it has for them
 FLUSH_TIMEOUT = 1.0
 
 #: One item: whether a task of this process runs. A soft limit that comes late must not hit
@@ -145,7 +145,9 @@ class Worker:
         return obj
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return self.__class__, (
+        # Messages name descriptors by the parent's numbers, whatever the child's are.
+        numbers = ("inqW_fd", "outqR_fd", "synqR_fd", "synqW_fd")
+        arguments = (
             self.inq,
             self.outq,
             self.synq,
@@ -159,6 +161,7 @@ class Worker:
             self.max_memory_per_child,
             self.on_ready_counter,
         )
+        return self.__class__, arguments, {name: getattr(self, name) for name in numbers}
 
     # ---- from birth to death ----
 
@@ -359,12 +362,14 @@ class Worker:
     def _ensure_messages_consumed(self, completed: int) -> bool:
         """Wait until the parent has read all results, for 30 seconds at most.
 
-        Returns whether it is known to have. Where results outlive the worker there is no need to.
+        Returns whether it is known to have. Where results outlive the worker there is no need to,
+        and a worker that is told to terminate has less patience: its parent may wait for it.
         """
         if not self.on_ready_counter or getattr(self.outq, "outlives_writer", False):
             return False
         longest = GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL
-        deadline = monotonic() + GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT * longest
+        patience = GUARANTEE_MESSAGE_CONSUMPTION_RETRY_LIMIT * longest
+        deadline = monotonic() + (FLUSH_TIMEOUT if terminate_handler_fired() else patience)
         pause = longest / 100
         while self.on_ready_counter.value < completed:
             if monotonic() > deadline:
