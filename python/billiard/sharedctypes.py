@@ -123,6 +123,8 @@ def _with_lock(obj: Any, *, lock: Any = None, ctx: BaseContext | None = None, **
         lock = (ctx or get_context()).RLock()
     elif not hasattr(lock, "acquire"):
         raise AttributeError(f"{lock!r} has no method 'acquire'")
+    if isinstance(obj, ctypes._SimpleCData):  # most are
+        return Synchronized(obj, lock)
     return synchronized(obj, lock, ctx)
 
 

@@ -14,23 +14,21 @@ it, whatever it was started with: forked ones inherit it, others get it in their
 from __future__ import annotations
 
 import os
-import threading
 
 from . import _core, context, heap, process
-from ._ext import ensure_SemLock as ensure_SemLock
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, TypeVar
 
+    from ._barrier import Barrier as Barrier
+    from ._ext import ensure_SemLock as ensure_SemLock
     from .context import BaseContext
 
     _T = TypeVar("_T")
 
 __all__ = ["BoundedSemaphore", "Condition", "Event", "Lock", "RLock", "Semaphore"]
-
-ensure_SemLock()
 
 RECURSIVE_MUTEX, SEMAPHORE = 0, 1
 _INTERNAL_MUTEX, _ROBUST_MUTEX = 2, 3
@@ -38,6 +36,21 @@ _INTERNAL_MUTEX, _ROBUST_MUTEX = 2, 3
 SEM_VALUE_MAX = _core.SemLock.SEM_VALUE_MAX
 #: removes a named semaphore of the system; the locks here have no names
 sem_unlink = _core.sem_unlink
+
+
+#: what is imported when somebody asks for it
+_LATE = {"Barrier": "_barrier", "ensure_SemLock": "_ext"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LATE:
+        module = __import__(_LATE[name], globals(), None, ["*"], 1)
+        return globals().setdefault(name, getattr(module, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LATE})
 
 
 class _Names:
@@ -95,6 +108,8 @@ class SemLock(_core.SemLock):
     def _owner(self) -> str:
         """Who holds it, as far as this process knows."""
         if self._is_mine():
+            import threading
+
             name = process.current_process().name
             thread = threading.current_thread().name
             return name if thread == "MainThread" else f"{name}|{thread}"
@@ -296,39 +311,3 @@ class Event(_core.Event):
     def __repr__(self) -> str:
         state = "set" if self.is_set() else "unset"
         return f"<{type(self).__qualname__} at {id(self):#x} {state}>"
-
-
-class Barrier(_core.Barrier, threading.Barrier):
-    """A point that `parties` processes or threads reach together (origin: multiprocessing).
-
-    One of them calls `action` before all go on. `timeout` in seconds is that of `wait` if it
-    gives none. A broken barrier raises `threading.BrokenBarrierError`.
-    """
-
-    def __init__(
-        self,
-        parties: int,
-        action: Callable[[], object] | None = None,
-        timeout: float | None = None,
-        ctx: BaseContext | None = None,
-    ) -> None:
-        _core.Barrier.__init__(self, parties, action, timeout)
-
-    def __getstate__(self) -> Any:
-        context.assert_spawning(self)
-        return self.parties, self._action, self._timeout, heap.lend(self._block)
-
-    def __setstate__(self, state: Any) -> None:
-        parties, action, timeout, lent = state
-        self._adopt(heap.borrow(lent), parties, action, timeout)
-
-    @property
-    def _count(self) -> int:
-        return self.n_waiting
-
-    def __repr__(self) -> str:
-        cls = type(self)
-        where = f"<{cls.__module__}.{cls.__qualname__} at {id(self):#x}: "
-        if self.broken:
-            return where + "broken>"
-        return where + f"waiters={self.n_waiting}/{self.parties}>"
