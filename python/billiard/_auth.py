@@ -93,7 +93,7 @@ def deliver(
     connection.send_bytes(CHALLENGE + challenge)
     answer = connection.recv_bytes(LONGEST_MESSAGE)
     try:
-        _check_answer(authkey, challenge, answer, allow_md5)
+        check_answer(authkey, challenge, answer, allow_md5)
     except exceptions.AuthenticationError:
         connection.send_bytes(FAILURE)
         raise
@@ -108,18 +108,21 @@ def answer(connection: Messages, authkey: bytes, allow_md5: bool) -> None:
         raise exceptions.AuthenticationError(
             f"protocol error: expected a challenge, got {message!r}"
         )
-    challenge = message[len(CHALLENGE) :]
-    if len(challenge) == OLD_CHALLENGE_LENGTH:
-        reply = _mac(authkey, challenge, "md5", allow_md5)
-    else:
-        name = _split_digest(challenge)[0]
-        reply = b"{%s}" % name.encode("ascii") + _mac(authkey, challenge, name, allow_md5)
-    connection.send_bytes(reply)
+    connection.send_bytes(create_answer(authkey, message[len(CHALLENGE) :], allow_md5))
     if connection.recv_bytes(LONGEST_MESSAGE) != WELCOME:
         raise exceptions.AuthenticationError("digest sent was rejected")
 
 
-def _check_answer(authkey: bytes, challenge: bytes, answer: bytes, allow_md5: bool) -> None:
+def create_answer(authkey: bytes, challenge: bytes, allow_md5: bool) -> bytes:
+    """The answer to a challenge, of the kind that its sender understands."""
+    if len(challenge) == OLD_CHALLENGE_LENGTH:
+        return _mac(authkey, challenge, "md5", allow_md5)
+    name = _split_digest(challenge)[0]
+    return b"{%s}" % name.encode("ascii") + _mac(authkey, challenge, name, allow_md5)
+
+
+def check_answer(authkey: bytes, challenge: bytes, answer: bytes, allow_md5: bool) -> None:
+    """Raise `AuthenticationError` unless `answer` shows that its sender knows the key."""
     import hmac
 
     if len(answer) == OLD_ANSWER_LENGTH:

@@ -42,6 +42,9 @@ if not TYPE_CHECKING:  # BufferTooShort and AuthenticationError
 BUFSIZE = 8192
 #: seconds that the other end of a new connection gets for the handshake
 CONNECTION_TIMEOUT = 20.0
+# The names that they have had in multiprocessing since 3.12.
+_CHALLENGE, _WELCOME, _FAILURE = CHALLENGE, WELCOME, FAILURE
+
 #: random bytes in a challenge
 MESSAGE_LENGTH = 20
 #: Whether to authenticate with peers that know nothing but HMAC-MD5: CPython up to 3.11, billiard
@@ -485,6 +488,14 @@ def deliver_challenge(
 def answer_challenge(connection: _auth.Messages, authkey: bytes) -> None:
     """Prove to the other end that we know `authkey`; `AuthenticationError` if it disagrees."""
     _auth.answer(connection, authkey, ALLOW_MD5)
+
+
+def _create_response(authkey: bytes, message: bytes) -> bytes:
+    return _auth.create_answer(authkey, message, ALLOW_MD5)
+
+
+def _verify_challenge(authkey: bytes, message: bytes, response: bytes) -> None:
+    _auth.check_answer(authkey, message, response, ALLOW_MD5)
 
 
 def _authenticate(

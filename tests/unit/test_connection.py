@@ -915,3 +915,13 @@ def test_a_connection_that_is_closed_while_it_is_being_closed_is_closed_once() -
     one._close(close_meanwhile)
     assert one.closed and closed == [fd]
     two.close()
+
+
+@pytest.mark.parametrize("prefix", [b"", b"{md5}", b"{sha256}"])
+def test_an_answer_is_of_the_kind_of_its_challenge(prefix: bytes) -> None:
+    challenge = prefix + bytes(20)
+    answer = connection._create_response(KEY, challenge)
+    assert answer.startswith(prefix)
+    connection._verify_challenge(KEY, challenge, answer)
+    with pytest.raises(billiard.AuthenticationError):
+        connection._verify_challenge(KEY, challenge + b"x", answer)
