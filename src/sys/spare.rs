@@ -56,7 +56,7 @@ fn place(fds: Vec<OwnedFd>, numbers: &[RawFd]) -> nix::Result<OwnedFd> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::io::{identity, into_raw, pipe, stream_pair};
+    use crate::sys::io::{identity, pipe, stream_pair};
     use crate::sys::process::{block_until_dead, fork, reap};
     use crate::sys::template::packet_pair;
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+
+import pytest
 from scripts import run
 
 import billiard
@@ -33,3 +36,8 @@ def test_log_levels() -> None:
 def test_the_main_module_has_a_second_name() -> None:
     done = run("-c", "import sys, billiard; print(sys.modules['__mp_main__'].__name__)")
     assert done.stdout == "__main__\n", done.stderr
+
+
+def test_a_module_for_windows_says_so() -> None:
+    with pytest.raises(ImportError, match="Windows"):
+        importlib.import_module("billiard.popen_spawn_win32")
