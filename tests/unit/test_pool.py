@@ -198,6 +198,10 @@ def test_large_arguments_and_results(pool: Any) -> None:
     assert pool.map(len, [big] * 5, 1) == [len(big)] * 5
     assert [len(b) for b in pool.imap(bytes, [5 << 20] * 4)] == [5 << 20] * 4
     assert pool.apply(str, ("é" * 100_000,)) == "é" * 100_000
+    # Some that are given ahead, some that are not.
+    sizes = [(i * 977) % 20_000 for i in range(3000)]
+    assert pool.map(len, [b"x" * size for size in sizes], 1) == sizes
+    assert list(pool.imap(bytes, sizes)) == list(map(bytes, sizes))
 
 
 def test_imap_reads_an_endless_iterable_only_as_far_as_needed(tmp_path: Path) -> None:

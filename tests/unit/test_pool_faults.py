@@ -193,7 +193,8 @@ def test_a_worker_that_is_killed_while_it_writes_spoils_nothing_else() -> None:
             other = pool.apply_async(square, (4,))
             eventually(lambda big=big: big.accepted() or big.ready())
             for victim in big.worker_pids():
-                os.kill(victim, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(victim, signal.SIGKILL)
             # The other may have been the victim's next.
             for result, value in ((other, 16), (big, bytes(8 << 20))):
                 with suppress(WorkerLostError):
@@ -588,6 +589,7 @@ def test_terminate_while_the_iterable_blocks() -> None:
 def test_terminate_in_a_callback(tmp_path: Path) -> None:
     pool = fork.Pool(2)
     blocked = pool.apply_async(wait_for, (Gate(tmp_path),))
+    eventually(blocked.accepted)
     pool.apply_async(square, (2,), callback=lambda value: pool.terminate())
     with pytest.raises(WorkerLostError):
         blocked.get(PATIENCE)

@@ -35,7 +35,7 @@ class Task:
         "warned",
     )
 
-    def __init__(self, job: int, i: int | None, frame: list[memoryview]) -> None:
+    def __init__(self, job: int, i: int | None, frame: list[Any]) -> None:
         self.job, self.i = job, i
         self.frame = frame
         self.size = sum(map(len, frame))
@@ -89,7 +89,7 @@ class Channel:
         #: when to kill it, monotonic seconds
         self.kill_at: float | None = None
         #: what does not fit into the pipe yet
-        self.unsent: list[memoryview] = []
+        self.unsent: list[Any] = []
         self.incoming = Incoming(self.out_fd)
 
     @property
@@ -111,7 +111,7 @@ class Channel:
         self.sent += len(tasks)
         for _ in tasks:
             self.inq.permits.release()
-        return self.write([memoryview(b"".join([task.frame[0] for task in tasks]))])
+        return self.write([b"".join([piece for task in tasks for piece in task.frame])])
 
     def take_back(self, count: int) -> list[Task]:
         """Take the last tasks back, as far as they have not begun; in order."""
@@ -122,7 +122,7 @@ class Channel:
         self.sent -= len(taken)
         return taken
 
-    def write(self, frame: list[memoryview]) -> bool:
+    def write(self, frame: list[Any]) -> bool:
         """Send a frame as far as there is room; true if that was all of it."""
         self.unsent = list(frame)
         return self.flush()
@@ -143,7 +143,7 @@ class Channel:
                 if sent == len(views[0]):
                     del views[0]
                 else:
-                    views[0] = views[0][sent:]
+                    views[0] = memoryview(views[0])[sent:]
         return True
 
     def close(self) -> None:

@@ -309,7 +309,7 @@ class Exchange:
         channel.retired = True
         if not channel.dismissed:
             channel.dismissed = True
-            channel.write([memoryview(GOODBYE)])
+            channel.write([GOODBYE])
 
     def inherit(self, channel: Channel, died: bool = False) -> Task | None:
         """The task that a worker had begun when it ended; the others wait again.

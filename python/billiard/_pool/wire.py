@@ -37,11 +37,10 @@ if TYPE_CHECKING:
 
     from .results import Outcome
 
-_LENGTH = Struct(">i")
-_TASK_HEAD = Struct("<qq")
-_FRAMED_HEAD = Struct("<iqq")  # with room for the length in front
+_TASK_HEAD = Struct(">qq")
+_FRAMED_HEAD = Struct(">iqq")  # with the length in front
 #: the frame that tells a worker to exit
-GOODBYE = _LENGTH.pack(0)
+GOODBYE = bytes(4)
 _ACK = Struct("<cqqd")
 _READY_HEAD = Struct("<cqq?d")
 _KIND_ACK, _KIND_READY = b"AR"
@@ -104,16 +103,16 @@ def _is_plain(value: Any) -> bool:
     return kind in _NUMBERS or (kind in _TEXTS and len(value) < _SHORT)
 
 
-def _plain_dumps(prefix: bytes, obj: object) -> Buffer:
-    """``prefix``, then a pickle, without copying what is large."""
+def _plain_dumps(obj: object, prefix: bytes = b"") -> bytes:
+    """A pickle after a prefix, without a copy of what is large."""
     buffer = BytesIO()
     buffer.write(prefix)
     ForkingPickler(buffer).dump(obj)
-    return buffer.getbuffer()
+    return buffer.getvalue()
 
 
-def encode_call(prefix: bytes, call: tuple[Any, Any, Any]) -> Buffer:
-    """Pickle a call after a prefix; functions that have no importable name go by value."""
+def encode_call(call: tuple[Any, Any, Any]) -> bytes | memoryview:
+    """Pickle a call; functions that have no importable name go by value."""
     func, args, kwargs = call
     try:
         if (
@@ -121,17 +120,17 @@ def encode_call(prefix: bytes, call: tuple[Any, Any, Any]) -> Buffer:
             and type(func) in (FunctionType, BuiltinFunctionType)
             and all(map(_is_plain, args))
         ):
-            return prefix + dumps(call)
-        return _plain_dumps(prefix, call)
+            return dumps(call)
+        return _plain_dumps(call)
     except (PicklingError, AttributeError):
-        return b"".join((prefix, ForkingPickler.dumps(call)))
+        return ForkingPickler.dumps(call)
 
 
-def encode_value(value: object, prefix: bytes = b"") -> Buffer:
+def encode_value(value: object, prefix: bytes = b"") -> bytes:
     """Pickle an outcome after a prefix; unlike a task it does not travel by value."""
     if _is_plain(value):
         return prefix + dumps(value)
-    return _plain_dumps(prefix, value)
+    return _plain_dumps(value, prefix)
 
 
 def failure(exc: BaseException) -> ExceptionInfo:
@@ -239,17 +238,16 @@ class TaskPipe(_SimpleQueue):
         super().__setstate__(tuple(rest))
 
     @staticmethod
-    def encode(job: int, i: int | None, call: tuple[Any, Any, Any]) -> list[memoryview]:
+    def encode(job: int, i: int | None, call: tuple[Any, Any, Any]) -> list[bytes | memoryview]:
         """A task as a frame, in pieces to be written one after the other."""
-        number = -1 if i is None else i
-        frame = memoryview(encode_call(_FRAMED_HEAD.pack(0, job, number), call))
-        size = len(frame) - _LENGTH.size
-        if size >= 1 << 31:
-            return [memoryview(b"\xff\xff\xff\xff" + size.to_bytes(8, "big")), frame[4:]]
-        if frame.readonly:
-            frame = memoryview(bytearray(frame))
-        _LENGTH.pack_into(frame, 0, size)
-        return [frame]
+        body = encode_call(call)
+        size = _TASK_HEAD.size + len(body)
+        if size < 1 << 31:
+            head = _FRAMED_HEAD.pack(size, job, -1 if i is None else i)
+        else:
+            head = b"\xff\xff\xff\xff" + size.to_bytes(8, "big")
+            head += _TASK_HEAD.pack(job, -1 if i is None else i)
+        return [head + body] if len(body) < _SHORT else [head, body]
 
     def decode(self, payload: Buffer) -> Any:
         """What :meth:`get_payload` gave, as a message; None for goodbye.
