@@ -116,6 +116,8 @@ def nothing_left_behind(request: pytest.FixtureRequest, _permanent_helpers: None
         "fds": _descriptors(),
     }
     yield
+    # A pool that reports an error asks for the logger, and from then on everything is logged.
+    billiard.util._logger = None
     deadline = time.monotonic() + SETTLE
     while (left := _leftovers(before)) and time.monotonic() < deadline:
         time.sleep(0.02)

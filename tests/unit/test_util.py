@@ -318,7 +318,7 @@ def test_nothing_is_logged_until_the_logger_is_asked_for() -> None:
     assert "[INFO/MainProcess] process shutting down" in lines
 
 
-def test_log_records_name_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_records_name_the_caller() -> None:
     import logging
 
     seen: list[logging.LogRecord] = []
@@ -328,7 +328,8 @@ def test_log_records_name_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
             seen.append(record)
 
     logger = util.get_logger()
-    monkeypatch.setattr(logger, "level", 1)
+    before = logger.level
+    logger.setLevel(1)
     handler = Handler()
     logger.addHandler(handler)
     try:
@@ -337,7 +338,7 @@ def test_log_records_name_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
         util.error("failed", exc_info=True)
     finally:
         logger.removeHandler(handler)
-        util._logger = None
+        logger.setLevel(before)
     assert {os.path.basename(record.pathname) for record in seen} == {"test_util.py"}
     assert [record.levelno for record in seen] == [5, 10, 20, 25, 30, 40]
     assert vars(seen[0])["mark"] == 2
