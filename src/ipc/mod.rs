@@ -7,6 +7,7 @@ pub mod bell;
 pub mod claim;
 pub mod condition;
 pub mod event;
+pub mod extents;
 pub mod family;
 pub mod frame;
 pub mod heap;
