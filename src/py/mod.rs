@@ -14,6 +14,7 @@ mod forkserver;
 mod framing;
 mod heap;
 mod lent;
+mod payload;
 mod process;
 mod shared_memory;
 mod sharedctypes;
@@ -28,6 +29,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     connection::register(module)?;
     forkserver::register(module)?;
     heap::register(module)?;
+    payload::register(module)?;
     process::register(module)?;
     shared_memory::register(module)?;
     sharedctypes::register(module)?;

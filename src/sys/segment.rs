@@ -15,8 +15,9 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
 use nix::sys::stat::fstat;
-use nix::sys::uio::pwrite;
 use nix::unistd::ftruncate;
+
+use super::io::{self, Source, Target};
 
 pub const PAGE: usize = 4096;
 
@@ -78,6 +79,14 @@ impl Map {
         assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
         // SAFETY: as in `u64`.
         unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() }
+    }
+
+    /// Copies what others may be writing to at the same time to `offset`.
+    pub fn copy_in(&self, offset: usize, bytes: Source<'_>) {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset);
+        // SAFETY: the target range is inside the mapping (asserted).
+        let mut target = unsafe { Target::from_raw(self.base.as_ptr().add(offset), bytes.len()) };
+        target.copy_from(bytes);
     }
 
     /// Copies `bytes` to `offset`.
@@ -182,19 +191,8 @@ impl Segment {
 
     /// Writes without a mapping, which is what new pages cost least with. The file gets longer as
     /// needed; no memory is an error.
-    pub fn write_at(&self, mut offset: usize, mut bytes: &[u8]) -> nix::Result<()> {
-        while !bytes.is_empty() {
-            match pwrite(&self.fd, bytes, offset as libc::off_t) {
-                Ok(0) => return Err(Errno::ENOSPC),
-                Ok(n) => {
-                    bytes = &bytes[n..];
-                    offset += n;
-                }
-                Err(Errno::EINTR) => {}
-                Err(errno) => return Err(errno),
-            }
-        }
-        Ok(())
+    pub fn write_at(&self, offset: usize, bytes: Source<'_>) -> nix::Result<()> {
+        io::write_at(self.fd.as_raw_fd(), bytes, offset)
     }
 
     /// Reads without a mapping: exactly `len` bytes. `EIO` if the file ends before, `ENOMEM` if

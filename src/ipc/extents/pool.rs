@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use super::room::{Room, Spot};
 use super::{Table, reference, word};
 use crate::sys::fork;
+use crate::sys::io::Source;
 use crate::sys::memory::system_memory;
 use crate::sys::segment::Segment;
 
@@ -57,6 +58,13 @@ struct Book {
     out: Vec<u16>,
     /// bytes that are being written or out
     lent: usize,
+}
+
+impl Book {
+    fn free_entry(&mut self, entry: u16, spot: &Spot) {
+        self.lent -= spot.capacity;
+        self.free.push(entry);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -131,6 +139,7 @@ impl Pool {
                     entry,
                     len,
                     spot: Some(spot),
+                    failed: false,
                 })
             })
         };
@@ -222,8 +231,7 @@ impl Inner {
     }
 
     fn put(&self, book: &mut Book, entry: u16, spot: Spot) -> Vec<Spot> {
-        book.lent -= spot.capacity;
-        book.free.push(entry);
+        book.free_entry(entry, &spot);
         book.room.put(spot, self.idle)
     }
 
@@ -245,6 +253,8 @@ pub struct Extent {
     entry: u16,
     len: usize,
     spot: Option<Spot>,
+    /// there was no memory for all of it: what there is goes back at once
+    failed: bool,
 }
 
 impl Extent {
@@ -258,8 +268,15 @@ impl Extent {
     }
 
     /// Copies `bytes` to `offset`; an error if the system has no memory.
-    pub fn write(&mut self, offset: usize, bytes: &[u8]) -> nix::Result<()> {
+    pub fn write<'a>(&mut self, offset: usize, bytes: impl Into<Source<'a>>) -> nix::Result<()> {
+        let bytes = bytes.into();
         assert!(offset <= self.len && bytes.len() <= self.len - offset);
+        let written = self.put(offset, bytes);
+        self.failed |= written.is_err();
+        written
+    }
+
+    fn put(&mut self, offset: usize, bytes: Source<'_>) -> nix::Result<()> {
         let segment = &self.pool.segment;
         let spot = self.spot.as_mut().expect("held until it is sent");
         if spot.map.is_none() && spot.used {
@@ -272,10 +289,12 @@ impl Extent {
             }
         }
         match &spot.map {
-            Some(map) => map.write(spot.offset - spot.base + offset, bytes),
-            None => segment.write_at(spot.offset + offset, bytes)?,
+            Some(map) => {
+                map.copy_in(spot.offset - spot.base + offset, bytes);
+                Ok(())
+            }
+            None => segment.write_at(spot.offset + offset, bytes),
         }
-        Ok(())
     }
 
     /// Sends it: returns the reference with which a receiver takes it. Every byte of its length
@@ -309,7 +328,12 @@ impl Drop for Extent {
             && !self.pool.is_foreign()
         {
             spot.used = true;
-            let excess = self.pool.put(&mut self.pool.book.lock(), self.entry, spot);
+            let excess = if self.failed {
+                self.pool.book.lock().free_entry(self.entry, &spot);
+                vec![spot]
+            } else {
+                self.pool.put(&mut self.pool.book.lock(), self.entry, spot)
+            };
             self.pool.retire(excess);
         }
     }

@@ -217,6 +217,16 @@ impl Taken {
         self.receiver.is_pressed()
     }
 
+    /// The first bytes of the message.
+    pub fn start(&self, len: usize) -> nix::Result<Vec<u8>> {
+        let len = len.min(self.len);
+        let segment = &self.receiver.segment;
+        match self.receiver.kept(self.offset, len) {
+            Some(map) => Ok(map.bytes(0, len).to_vec()),
+            None => segment.read_at(self.offset, len),
+        }
+    }
+
     /// To read the message where it is.
     pub fn shared(self) -> nix::Result<Shared> {
         let (base, len) = if self.capacity < LARGE {
