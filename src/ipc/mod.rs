@@ -13,6 +13,7 @@ pub mod frame;
 pub mod heap;
 pub mod lease;
 pub mod owned;
+pub mod plain;
 pub mod ring;
 pub mod semaphore;
 pub mod sleepers;
