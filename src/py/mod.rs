@@ -16,6 +16,7 @@ mod framing;
 mod heap;
 mod lent;
 mod payload;
+mod pool;
 mod process;
 mod shared_memory;
 mod sharedctypes;
@@ -32,6 +33,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     forkserver::register(module)?;
     heap::register(module)?;
     payload::register(module)?;
+    pool::register(module)?;
     process::register(module)?;
     shared_memory::register(module)?;
     sharedctypes::register(module)?;

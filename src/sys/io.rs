@@ -278,6 +278,14 @@ pub fn identity(fd: RawFd) -> nix::Result<(u64, u64)> {
     Ok((status.st_dev as u64, status.st_ino as u64))
 }
 
+/// A close-on-exec copy of somebody's descriptor.
+pub fn duplicate(fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a descriptor that nobody else owns.
+    let copy = Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: fresh from the kernel.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Gives a descriptor away as a number, for Python to close.
 pub fn into_raw(fd: OwnedFd) -> RawFd {
     fd.into_raw_fd()

@@ -41,6 +41,8 @@ struct Inner {
     made_in: u32,
     /// how long the file was when we last looked
     file_len: AtomicUsize,
+    /// messages that are held in whatever way
+    held: AtomicUsize,
     /// private mappings that are held, and their bytes
     views: AtomicUsize,
     view_bytes: AtomicUsize,
@@ -67,6 +69,7 @@ impl Receiver {
                 holder,
                 made_in: fork::generation(),
                 file_len: AtomicUsize::new(0),
+                held: AtomicUsize::new(0),
                 views: AtomicUsize::new(0),
                 view_bytes: AtomicUsize::new(0),
                 cache: Mutex::default(),
@@ -90,6 +93,7 @@ impl Receiver {
         let place = inner.table.place(entry);
         let [offset, capacity, len] = [0, 8, 16]
             .map(|at| usize::try_from(head.u64(place + at).load(Ordering::Relaxed)).unwrap_or(0));
+        inner.held.fetch_add(1, Ordering::Relaxed);
         let taken = Taken {
             receiver: Arc::clone(inner),
             entry,
@@ -103,6 +107,11 @@ impl Receiver {
         } else {
             Err(Refused::Corrupt)
         }
+    }
+
+    /// How many messages are held that were taken.
+    pub fn held(&self) -> usize {
+        self.inner.held.load(Ordering::Relaxed)
     }
 
     /// Whether so much is held in private mappings that more should be copied out: half of the
@@ -277,6 +286,7 @@ impl Taken {
 impl Drop for Taken {
     fn drop(&mut self) {
         let receiver = &self.receiver;
+        receiver.held.fetch_sub(1, Ordering::Relaxed);
         if !receiver.is_foreign() {
             let head = receiver.segment.head();
             word::release(head.u64(receiver.table.word(self.entry)), self.held);
