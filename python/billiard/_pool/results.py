@@ -53,6 +53,9 @@ def captured(exc: BaseException) -> ExceptionInfo:
         raise exc
     except type(exc):
         return ExceptionInfo()
+    finally:
+        # It would keep the frames of whoever has called this, and what they know.
+        exc.__traceback__ = None
 
 
 class Flag:

@@ -134,6 +134,7 @@ class Submitting:
             and timeout is None
             and lost_worker_timeout is None
             and correlation_id is None
+            and not self._taskqueue.busy()
         ):
             return self._drive.apply(self, func, args, kwds)  # type: ignore[attr-defined, no-any-return]
         for name, value in (

@@ -89,7 +89,9 @@ impl PoolResult {
             return Ok(true);
         }
         let deadline = Deadline::after(timeout)?;
-        self.engine.get().wait_until(py, deadline, &|| cell.is_done())
+        self.engine
+            .get()
+            .wait_until(py, deadline, &|| cell.is_done())
     }
 
     /// The task's number, 0 if it never was one.
@@ -202,6 +204,16 @@ impl PoolResult {
         Ok(*self.job.lock().get_or_insert(job))
     }
 
+    /// The pool, as long as there is no outcome.
+    #[getter(_pool)]
+    fn pool(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        Ok(if self.ready()? {
+            None
+        } else {
+            self.engine.get().kept(py)
+        })
+    }
+
     #[getter(_success)]
     fn success(slf: &Bound<'_, Self>) -> PyResult<bool> {
         Self::successful(slf)
@@ -239,6 +251,10 @@ impl PoolResult {
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let name = |flag: bool| if flag { "True" } else { "False" };
         let (job, ack, ready) = (self.job(py)?, self.accepted(py)?, self.ready()?);
-        Ok(format!("<ApplyResult: {job} ack:{} ready:{}>", name(ack), name(ready)))
+        Ok(format!(
+            "<ApplyResult: {job} ack:{} ready:{}>",
+            name(ack),
+            name(ready)
+        ))
     }
 }
