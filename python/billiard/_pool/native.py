@@ -410,6 +410,7 @@ class NativeDrive(Drive):
             worker.start()
         except BaseException:
             self.workers.remove(worker)
+            worker.inq.let_go()
             raise
         finally:
             self._launching = None

@@ -347,6 +347,8 @@ impl PoolEngine {
         let (sentinel, watch) = (copy()?, copy()?);
         let index = usize::from(lane.index());
         hub.state().attach(index, pid, lane.lane(), sentinel, watch);
+        // What it has reported before it was known, nobody has been told of.
+        hub.announce_outcomes();
         hub.kick();
         Ok(())
     }
