@@ -23,7 +23,7 @@ use std::{ptr, slice};
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBool, PyBytes, PyList, PyString, PyTuple};
 use smallvec::SmallVec;
 
 use self::keys::KEYS;
@@ -58,19 +58,55 @@ pub fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
 
 /// As [`encode`], but without the first and last bytes of a pickle: it may be part of another.
 /// Memo-free: numbers that the rest of the pickle gives to objects are not disturbed.
+#[inline]
 pub fn encode_bare(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
-    let begin = out.len();
-    let mut encoder = Encoder {
-        limit: begin.saturating_add(MOST),
-        out,
-        seen: Seen::default(),
-    };
     // SAFETY: the caller has the GIL and a reference to the value.
-    let written = unsafe { encoder.value(value.as_ptr(), 0) };
+    unsafe { number(value.as_ptr(), out) || encode_larger(value.as_ptr(), out) }
+}
+
+/// # Safety
+/// With the GIL, and `value` is an object.
+unsafe fn encode_larger(value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    let begin = out.len();
+    let limit = begin.saturating_add(MOST);
+    let mut seen = Seen::default();
+    let seen = &mut seen;
+    // SAFETY: the caller's promise.
+    let written = unsafe { Encoder { out, limit, seen }.value(value, 0) };
     if !written {
         out.truncate(begin);
     }
     written
+}
+
+/// Writes an int of up to 64 bits, a float, `None` or a bool; false for anything else.
+///
+/// # Safety
+/// With the GIL, and `value` is an object.
+#[inline(always)]
+unsafe fn number(value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    // SAFETY: only the type is looked at, and each function gets what is of its type: it cannot fail.
+    unsafe {
+        if ffi::PyLong_CheckExact(value) != 0 {
+            let mut overflow: c_int = 0;
+            let int = ffi::PyLong_AsLongLongAndOverflow(value, &mut overflow);
+            if overflow != 0 {
+                return false;
+            }
+            write::int(out, int);
+        } else if ffi::PyFloat_CheckExact(value) != 0 {
+            write::float(out, ffi::PyFloat_AsDouble(value));
+        } else if value == ffi::Py_None() {
+            write::none(out);
+        } else if value == ffi::Py_True() {
+            write::bool(out, true);
+        } else if value == ffi::Py_False() {
+            write::bool(out, false);
+        } else {
+            return false;
+        }
+    }
+    true
 }
 
 /// The value of a pickle, None when it uses anything outside the subset (or is malformed): the
@@ -84,15 +120,15 @@ pub fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> Option<Bound<'py, PyAny>> {
     value
 }
 
-/// Writes one value. Nothing that it calls runs Python code or allocates what the garbage collector
-/// counts, so that the containers stay as they are and hold what is in them. The one exception is a
-/// string that has no UTF-8, and after that no object is looked at again.
+/// Writes one value. While it does, no Python code runs and nothing else has the GIL, so containers
+/// stay as they are and keep what is in them: nothing is called that could run the garbage collector.
+/// The one exception is a string without UTF-8, and after its error no object is looked at again.
 struct Encoder<'a> {
     out: &'a mut Vec<u8>,
     /// The length that `out` may have.
     limit: usize,
     /// What must not be met again.
-    seen: Seen,
+    seen: &'a mut Seen,
 }
 
 impl Encoder<'_> {
@@ -102,19 +138,12 @@ impl Encoder<'_> {
     unsafe fn value(&mut self, value: *mut ffi::PyObject, depth: usize) -> bool {
         // SAFETY: only the type is looked at, and each function gets what is of its type.
         unsafe {
-            if ffi::PyLong_CheckExact(value) != 0 {
-                self.int(value)
-            } else if ffi::PyUnicode_CheckExact(value) != 0 {
+            if ffi::PyUnicode_CheckExact(value) != 0 {
                 self.str(value)
-            } else if ffi::PyFloat_CheckExact(value) != 0 {
-                write::float(self.out, ffi::PyFloat_AsDouble(value));
+            } else if number(value, self.out) {
                 true
-            } else if value == ffi::Py_None() {
-                write::none(self.out);
-                true
-            } else if ffi::PyBool_Check(value) != 0 {
-                write::bool(self.out, value == ffi::Py_True());
-                true
+            } else if ffi::PyLong_CheckExact(value) != 0 {
+                self.long(value)
             } else if ffi::PyBytes_CheckExact(value) != 0 {
                 self.bytes(value)
             } else if depth == DEEPEST {
@@ -131,19 +160,6 @@ impl Encoder<'_> {
         }
     }
 
-    #[inline]
-    unsafe fn int(&mut self, value: *mut ffi::PyObject) -> bool {
-        let mut overflow: c_int = 0;
-        // SAFETY: an exact int, for which this cannot fail.
-        let number = unsafe { ffi::PyLong_AsLongLongAndOverflow(value, &mut overflow) };
-        if overflow == 0 {
-            write::int(self.out, number);
-            return true;
-        }
-        // SAFETY: as above.
-        unsafe { self.long(value) }
-    }
-
     /// An int of more than 64 bits: from the low end, 64 of them at a time.
     #[cold]
     unsafe fn long(&mut self, value: *mut ffi::PyObject) -> bool {
@@ -155,23 +171,21 @@ impl Encoder<'_> {
     #[inline]
     unsafe fn str(&mut self, value: *mut ffi::PyObject) -> bool {
         let mut len = 0;
-        // SAFETY: an exact str. Our reference keeps it while the error of a surrogate is made. The
-        // text is the object's own, and is copied before we give the reference back.
+        // SAFETY: an exact str, whose text is its own and copied at once. The error of a surrogate is
+        // the one thing made here that could run the collector, and then only in 3.11 (later ones do
+        // not collect on allocation): the error holds the string by then.
         unsafe {
-            ffi::Py_INCREF(value);
             let text = ffi::PyUnicode_AsUTF8AndSize(value, &mut len);
-            let written = if text.is_null() {
+            if text.is_null() {
                 ffi::PyErr_Clear();
-                false
-            } else if self.may_write(value, len as usize) {
-                write::str(self.out, slice::from_raw_parts(text.cast(), len as usize));
-                true
-            } else {
-                false
-            };
-            ffi::Py_DECREF(value);
-            written
+                return false;
+            }
+            if !self.may_write(value, len as usize) {
+                return false;
+            }
+            write::str(self.out, slice::from_raw_parts(text.cast(), len as usize));
         }
+        true
     }
 
     #[inline]
@@ -416,7 +430,7 @@ impl<'py> Maker for Objects<'py> {
             return None;
         }
         while let (Some(key), Some(value)) = (items.next(), items.next()) {
-            if !is_key(&key, 0) {
+            if !is_key(&key) {
                 return None;
             }
             // SAFETY: an exact dict, and two objects, of which it gets references of its own.
@@ -430,11 +444,15 @@ impl<'py> Maker for Objects<'py> {
 
 /// Whether a dict can have this key. Tuples that are nested without end are found before their hash
 /// overflows the stack.
-fn is_key(key: &Bound<'_, PyAny>, depth: usize) -> bool {
-    match key.cast_exact::<PyTuple>() {
-        Ok(tuple) => depth < DEEPEST && tuple.iter().all(|item| is_key(&item, depth + 1)),
-        Err(_) => !(key.is_exact_instance_of::<PyList>() || key.is_exact_instance_of::<PyDict>()),
+#[inline]
+fn is_key(key: &Bound<'_, PyAny>) -> bool {
+    fn is_shallow(key: &Bound<'_, PyAny>, depth: usize) -> bool {
+        let Ok(tuple) = key.cast_exact::<PyTuple>() else {
+            return true;
+        };
+        depth < DEEPEST && tuple.iter().all(|item| is_shallow(&item, depth + 1))
     }
+    key.is_exact_instance_of::<PyString>() || is_shallow(key, 0)
 }
 
 /// plain_dumps(obj) -> the pickle of a plain value, None if it is not plain.
