@@ -25,6 +25,11 @@ pub mod read;
 pub mod seen;
 pub mod write;
 
+#[cfg(test)]
+mod tests;
+#[cfg(any(test, fuzzing))]
+pub mod value;
+
 const PROTO: u8 = 0x80;
 const STOP: u8 = b'.';
 const NONE: u8 = b'N';
