@@ -9,11 +9,11 @@ __version__: str
 
 # ---- src/py/codec.rs ----
 
-def plain_dumps(obj: object, /) -> bytes | None:
-    """The pickle of a plain value, None if `obj` is not one. For tests: Rust uses it directly.
+def plain_dumps(obj: object, /, *more: object) -> bytes | None:
+    """The pickle of a plain value, or of a tuple of several; None if it is not plain. For tests.
 
-    Plain are `None`, `bool`, `int`, `float`, `str`, `bytes`, and `tuple`, `list` and `dict` of plain
-    values: objects of exactly these types, not too large, and no list or dict met twice.
+    Plain are `None`, `bool`, `int`, `float`, `str`, `bytes`, and `tuple`, `list` and `dict` of
+    plain values: objects of exactly these types, not too large, and no list or dict met twice.
     """
 
 def plain_loads(data: bytes, /) -> Any:
