@@ -469,6 +469,37 @@ def test_a_killed_receiver_gives_everything_back(ctx: Any) -> None:
     alive.end()
 
 
+def _look_at(array: Any, conn: Any) -> None:
+    while (number := conn.recv()) is not None:
+        conn.send(bool((array == number).all()))
+
+
+def test_a_forked_child_keeps_the_arrays_that_it_inherited() -> None:
+    import billiard
+
+    ctx = billiard.get_context("fork")
+    sender = _core.ExtentSender()
+    receiver = here(sender)
+    before = receiver.receive(send(sender, np.full(4 * MEGABYTE, 1, np.uint8)))
+    conn, other = ctx.Pipe()
+    process = ctx.Process(target=_look_at, args=(before, other))
+    process.start()
+    other.close()
+    del before, process._args
+    for number in range(2, 6):  # what is mapped after the fork is used again
+        assert (receiver.receive(send(sender, np.full(4 * MEGABYTE, number, np.uint8))) == number).all()
+        conn.send(1)
+        assert conn.recv()
+    assert 0 < sender.lent < 8 * MEGABYTE
+    conn.send(None)
+    process.join()
+    conn.close()
+    deadline = time.monotonic() + 10
+    while sender.lent and time.monotonic() < deadline:
+        receiver.receive(send(sender, None))  # it looks again from time to time
+    assert sender.lent == 0
+
+
 def test_a_receiver_that_ends_lets_the_sender_reclaim(ctx: Any) -> None:
     sender = _core.ExtentSender()
     peer = Peer(ctx, sender, 7, keep)
