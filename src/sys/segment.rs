@@ -198,8 +198,7 @@ impl Segment {
     /// Reads without a mapping: exactly `len` bytes. `EIO` if the file ends before, `ENOMEM` if
     /// there is no memory for so many.
     pub fn read_at(&self, offset: usize, len: usize) -> nix::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        let mut bytes = io::vec_with_room(len)?;
         while bytes.len() < len {
             let (fd, done) = (self.fd.as_raw_fd(), bytes.len());
             let room = &mut bytes.spare_capacity_mut()[..len - done];

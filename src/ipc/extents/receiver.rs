@@ -12,6 +12,7 @@ use super::word::{self, Held, SENDER};
 use super::{CHUNK, LARGE, Table};
 use crate::ipc::arena::Moment;
 use crate::sys::fork;
+use crate::sys::io;
 use crate::sys::memory::system_memory;
 use crate::sys::segment::{Map, PAGE, Segment};
 
@@ -329,9 +330,7 @@ impl Taken {
             return self.receiver.segment.read_at(self.offset, self.len);
         }
         let shared = self.shared()?;
-        let mut copy = Vec::new();
-        copy.try_reserve_exact(shared.bytes().len())
-            .map_err(|_| Errno::ENOMEM)?;
+        let mut copy = io::vec_with_room(shared.bytes().len())?;
         copy.extend_from_slice(shared.bytes());
         Ok(copy)
     }

@@ -15,6 +15,7 @@ use pyo3::types::{PyDict, PyList, PyMemoryView};
 
 use super::{BUFFER, HEADER, LONG_COPY, MAPPED};
 use crate::ipc::extents::{Private, Shared, Taken};
+use crate::py::buffer::BytesInMaking;
 use crate::py::error::os_error;
 
 /// Where a message is. *Process-local*.
@@ -36,6 +37,11 @@ pub fn unpickle(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
     })?;
     let layout = Layout::read(memory.bytes())
         .ok_or_else(|| PyRuntimeError::new_err("a message is damaged"))?;
+    if layout.buffers.is_empty()
+        && let Some(bytes) = bytes_alone(&memory.bytes()[layout.pickle.clone()])
+    {
+        return copied(py, bytes);
+    }
     let memory = Arc::new(memory);
     let pickle = Part::new(&memory, layout.pickle, true);
     if layout.buffers.is_empty() {
@@ -50,6 +56,38 @@ pub fn unpickle(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
     let options = PyDict::new(py);
     options.set_item(intern!(py, "buffers"), buffers)?;
     loads(py)?.call((pickle,), Some(&options))
+}
+
+/// What is in the pickle of large `bytes` and nothing else, as the C pickler writes it.
+fn bytes_alone(pickle: &[u8]) -> Option<&[u8]> {
+    let (len, rest) = match pickle {
+        [0x80, _, b'B', rest @ ..] => {
+            let (len, rest) = rest.split_first_chunk()?;
+            (u32::from_le_bytes(*len).into(), rest)
+        }
+        [0x80, _, 0x8e, rest @ ..] => {
+            let (len, rest) = rest.split_first_chunk()?;
+            (u64::from_le_bytes(*len), rest)
+        }
+        _ => return None,
+    };
+    let (bytes, end) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    matches!(end, [0x94, b'.'] | [b'.']).then_some(bytes)
+}
+
+/// A `bytes` object, for which the interpreter will mostly have to get new memory.
+fn copied<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let mut object = BytesInMaking::new(py, bytes.len())?;
+    let mut target = object.target(0);
+    if bytes.len() < LONG_COPY {
+        target.copy_from(bytes.into());
+    } else {
+        py.detach(|| {
+            target.prefault();
+            target.copy_from(bytes.into());
+        });
+    }
+    Ok(object.finish().into_bound(py).into_any())
 }
 
 fn loads(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
