@@ -42,7 +42,7 @@ def rate(mp: Any, obj: Any, number: int, use: Callable[[Any, list[Any]], None]) 
     mine, other = ctx.Pipe()
     core = getattr(mp, "_core", None)
     ours = core is not None and hasattr(core, "ExtentSender")
-    sender = core.ExtentSender() if ours else None
+    sender: Any = core.ExtentSender() if core is not None and ours else None
     warm = 0 if use is keep else 2 * WINDOW
     target = receive_extents if ours else receive_pipe
     process = ctx.Process(target=target, args=(mp, other, sender, warm, number, use))

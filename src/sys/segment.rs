@@ -148,8 +148,11 @@ impl Segment {
         Self::open(fd, head)
     }
 
-    /// The segment behind a descriptor that another process made.
+    /// The segment behind a descriptor that another process made; `EINVAL` if it is too short.
     pub fn open(fd: OwnedFd, head: usize) -> nix::Result<Self> {
+        if usize::try_from(fstat(&fd)?.st_size).unwrap_or(0) < head {
+            return Err(Errno::EINVAL);
+        }
         let map = Map::new(fd.as_fd(), 0, head, MapFlags::MAP_SHARED)?;
         Ok(Self { fd, head: map })
     }

@@ -75,6 +75,7 @@ impl Receiver {
     /// [`Pool`](super::Pool) of the segment.
     pub fn new(segment: Arc<Segment>, table: usize, entries: usize, holder: u32) -> Self {
         assert!(holder < SENDER);
+        fork::pid(); // from now on forks are counted
         Self {
             inner: Arc::new(Inner {
                 segment,
