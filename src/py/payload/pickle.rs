@@ -19,6 +19,9 @@ use crate::sys::io::{Source, vec_with_room};
 /// Shorter pieces are put together before they are written.
 const PIECE: usize = 16 << 10;
 
+/// Picklers are kept after short pickles only: their tables of what they have seen never shrink.
+const SHORT: usize = 2 << 10;
+
 /// An object on its way: its pickle and its large buffers, most of it still where the object has
 /// it. *Process-local*.
 ///
@@ -102,9 +105,12 @@ pub fn pickle(
         .bind(py)
         .call_method1(intern!(py, "dump"), (obj,));
     let parts = std::mem::take(&mut *tool.sink.get().parts.lock());
-    tool.put_back(py)?;
     dumped?;
-    Ok(Outgoing::new(parts))
+    let outgoing = Outgoing::new(parts);
+    if outgoing.pickle_len < SHORT {
+        tool.put_back(py)?;
+    }
+    Ok(outgoing)
 }
 
 impl Outgoing {

@@ -13,7 +13,7 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyMemoryView};
 
-use super::{BUFFER, HEADER, LONG_COPY, MAPPED};
+use super::{BUFFER, HEADER, LARGE, LONG_COPY, MAPPED};
 use crate::ipc::extents::{Private, Shared, Taken};
 use crate::py::buffer::BytesInMaking;
 use crate::py::error::os_error;
@@ -36,6 +36,8 @@ pub fn unpickle(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
         errno => os_error(errno),
     })?;
     let layout = Layout::read(memory.bytes())
+        // What others see is never given out to be written to, whatever the header says now.
+        .filter(|layout| layout.buffers.is_empty() || !matches!(memory, Memory::Shared(_)))
         .ok_or_else(|| PyRuntimeError::new_err("a message is damaged"))?;
     if layout.buffers.is_empty()
         && let Some(bytes) = bytes_alone(&memory.bytes()[layout.pickle.clone()])
@@ -151,10 +153,9 @@ impl Memory {
             Source::Heap(heap) => return Ok(Self::heap(heap)),
             Source::Extent(taken) => taken,
         };
-        let has_buffers = match Layout::count(&taken.start(HEADER)?) {
-            Some(count) => count > 0,
-            None => return Ok(Self::heap(Vec::new())),
-        };
+        // A buffer is at least that large.
+        let has_buffers = taken.len() >= LARGE
+            && Layout::count(&taken.start(HEADER)?).is_some_and(|count| count > 0);
         if !has_buffers {
             return taken.shared().map(Self::Shared);
         }
