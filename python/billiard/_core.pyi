@@ -177,6 +177,9 @@ class ExtentSender:
     def send(self, pickler: Any, obj: object) -> int | None:
         """Sends `obj`: the reference for the receiver, or None if there is no room."""
 
+    def trim(self) -> None:
+        """Gives the memory back that is idle."""
+
     def discard(self, index: int) -> bool:
         """Frees a message that nobody will take; False if somebody has."""
 

@@ -154,8 +154,11 @@ impl Segment {
         Self::open(fd, head)
     }
 
-    /// The segment behind a descriptor that another process made.
+    /// The segment behind a descriptor that another process made; `EINVAL` if it is too short.
     pub fn open(fd: OwnedFd, head: usize) -> nix::Result<Self> {
+        if usize::try_from(fstat(&fd)?.st_size).unwrap_or(0) < head {
+            return Err(Errno::EINVAL);
+        }
         let map = Map::new(fd.as_fd(), 0, head, MapFlags::MAP_SHARED)?;
         Ok(Self {
             fd: Descriptor::new(fd),
@@ -213,8 +216,7 @@ impl Segment {
     /// Reads without a mapping: exactly `len` bytes. `EIO` if the file ends before, `ENOMEM` if
     /// there is no memory for so many.
     pub fn read_at(&self, offset: usize, len: usize) -> nix::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOMEM)?;
+        let mut bytes = io::vec_with_room(len)?;
         let file = self.fd.get()?;
         while bytes.len() < len {
             let (fd, done) = (file.as_raw_fd(), bytes.len());

@@ -25,10 +25,12 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             lent: usize::try_from(system_memory() / 2).unwrap_or(usize::MAX),
-            idle: 256 << 20,
+            idle: usize::try_from(system_memory() / 32).map_or(MOST_IDLE, |n| n.min(MOST_IDLE)),
         }
     }
 }
+
+const MOST_IDLE: usize = 256 << 20;
 
 /// Gives out the extents of a segment. *Process-local*, behind a mutex that is held for instants
 /// (and for the making of a chunk). A forked child has no use for it: it gets no extents, and what
@@ -94,6 +96,7 @@ impl Pool {
             out: Vec::new(),
             lent: 0,
         };
+        fork::pid(); // from now on forks are counted
         let inner = Inner {
             segment,
             table: Table::new(table, entries),
@@ -194,6 +197,20 @@ impl Pool {
             return;
         }
         let excess = inner.sweep(&mut inner.book.lock());
+        inner.retire(excess);
+    }
+
+    /// Gives idle memory above so many bytes back to the system, for when there may be nothing to
+    /// send for a while.
+    pub fn trim(&self, idle_bytes: usize) {
+        let inner = &self.inner;
+        if inner.is_foreign() {
+            return;
+        }
+        let mut book = inner.book.lock();
+        let mut excess = inner.sweep(&mut book);
+        excess.extend(book.room.trim(idle_bytes));
+        drop(book);
         inner.retire(excess);
     }
 
