@@ -23,8 +23,7 @@ from contextlib import suppress
 from queue import SimpleQueue
 from typing import Any
 
-import numpy as np
-from pool_tasks import PATIENCE, PicklesOnly, Unpicklable, eventually, make, square
+from pool_tasks import PATIENCE, PicklesOnly, Unpicklable, eventually, forever, make, square
 
 from billiard.exceptions import WorkerLostError
 from billiard.pool import MaybeEncodingError
@@ -190,6 +189,8 @@ def megabyte_after(data: bytes, n: int) -> bytes:
 
 def arrays(pool: Any, dice: random.Random, tally: Tally) -> None:
     """Four megabytes of numpy there, changed there, and back."""
+    import numpy as np  # not in every worker that is spawned
+
     mine = numbers(dice, 3)
     results = [pool.apply_async(increase, (np.full(MEGABYTE // 2, float(n)),)) for n in mine]
     for n, result in zip(mine, results, strict=True):
@@ -223,6 +224,30 @@ def encoding_error(result: Any) -> int:
 def is_zero(value: int) -> bool:
     return value == 0
 
+
+# ---- tasks that do not listen ----
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Sleep in C code that does not let go of the interpreter."""
+    import ctypes
+
+    ctypes.PyDLL(None).usleep(int(seconds * 1e6))
+
+
+def backtrack() -> None:
+    """Compute in C code that does not let go of the interpreter."""
+    import re
+
+    re.match(r"(a|aa)+$", "a" * 60 + "b")
+
+
+def ignore_sigterm() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    forever()
+
+
+# ---- which jobs there are ----
 
 SMALL: tuple[Job, ...] = (
     applies,
