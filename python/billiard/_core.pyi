@@ -7,6 +7,18 @@ from typing_extensions import Buffer, disjoint_base
 
 __version__: str
 
+# ---- src/py/codec.rs ----
+
+def plain_dumps(obj: object, /) -> bytes | None:
+    """The pickle of a plain value, None if `obj` is not one. For tests: Rust uses it directly.
+
+    Plain are `None`, `bool`, `int`, `float`, `str`, `bytes`, and `tuple`, `list` and `dict` of plain
+    values: objects of exactly these types, not too large, and no list or dict met twice.
+    """
+
+def plain_loads(data: bytes, /) -> Any:
+    """The plain value of a pickle; ValueError if it is not plain, or no pickle. For tests."""
+
 # ---- src/py/connection.rs ----
 
 @final
@@ -136,6 +148,70 @@ def hold_lifeline(fd: int) -> None:
 
 def process_start_time(pid: int) -> int | None:
     """When process `pid` started, in clock ticks since the machine did."""
+
+# ---- src/py/payload/ ----
+
+@final
+class ExtentSender:
+    """Sends objects through extents of a segment of its own, for tests and benchmarks.
+
+    At most `entries` messages and (with more than one message) `limit` bytes are lent at a time;
+    `idle` bytes are kept for the next ones. Process-local.
+    """
+
+    def __new__(
+        cls, entries: int = 1024, limit: int | None = None, idle: int | None = None
+    ) -> ExtentSender: ...
+    @property
+    def fd(self) -> int:
+        """The descriptor of the segment."""
+
+    @property
+    def lent(self) -> int:
+        """Bytes of messages that have not come back."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the segment takes."""
+
+    def send(self, pickler: Any, obj: object) -> int | None:
+        """Sends `obj`: the reference for the receiver, or None if there is no room."""
+
+    def discard(self, index: int) -> bool:
+        """Frees a message that nobody will take; False if somebody has."""
+
+    def reclaim(self, holder: int) -> None:
+        """Frees what a receiver still had that has died."""
+
+    def holders(self) -> list[int]:
+        """The receivers that have messages."""
+
+    @staticmethod
+    def pickle(pickler: Any, obj: object) -> tuple[bytes, bool, int]:
+        """The pickle, whether there are buffers beside it, and the bytes of the message."""
+
+    @staticmethod
+    def lay_out_pickle(pickle: Buffer) -> bytes:
+        """The message of a pickle that there is already."""
+
+    @staticmethod
+    def lay_out(pickler: Any, obj: object) -> bytes:
+        """The message as it would be in an extent."""
+
+@final
+class ExtentReceiver:
+    """Receives what an `ExtentSender` sends, as number `holder`. Takes `fd` over. Process-local."""
+
+    def __new__(cls, fd: int, holder: int, entries: int = 1024) -> ExtentReceiver: ...
+    def receive(self, index: int) -> Any:
+        """The object of a message, once; RuntimeError if there is no such message."""
+
+    def hold(self, index: int) -> None:
+        """Takes a message and never lets go of it."""
+
+    @staticmethod
+    def read(message: bytes) -> Any:
+        """The object of a message in the heap."""
 
 # ---- src/py/shared_memory.rs ----
 

@@ -9,11 +9,14 @@ pub mod buffer;
 pub mod error;
 pub mod late;
 
+mod codec;
 mod connection;
 mod forkserver;
 mod framing;
 mod heap;
 mod lent;
+mod payload;
+mod pool;
 mod process;
 mod shared_memory;
 mod sharedctypes;
@@ -25,9 +28,12 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    codec::register(module)?;
     connection::register(module)?;
     forkserver::register(module)?;
     heap::register(module)?;
+    payload::register(module)?;
+    pool::register(module)?;
     process::register(module)?;
     shared_memory::register(module)?;
     sharedctypes::register(module)?;

@@ -80,14 +80,21 @@ impl<'a> Source<'a> {
 
     /// A copy of the bytes as they are now.
     pub fn to_vec(self) -> Vec<u8> {
-        let mut copy = Vec::with_capacity(self.len);
-        // SAFETY: the source is readable for `len` bytes, the vector has room for as many, and they
-        // cannot overlap because the vector is new.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.ptr, copy.as_mut_ptr(), self.len);
-            copy.set_len(self.len);
-        }
+        let mut copy = Vec::new();
+        self.append_to(&mut copy);
         copy
+    }
+
+    /// Appends the bytes as they are now.
+    pub fn append_to(self, copy: &mut Vec<u8>) {
+        copy.reserve(self.len);
+        let room = copy.spare_capacity_mut().as_mut_ptr().cast();
+        // SAFETY: the source is readable for `len` bytes, the vector has room for as many, and they
+        // cannot overlap because that room is nobody else's.
+        unsafe {
+            std::ptr::copy_nonoverlapping(self.ptr, room, self.len);
+            copy.set_len(copy.len() + self.len);
+        }
     }
 }
 
@@ -152,6 +159,24 @@ impl<'a> From<&'a mut [u8]> for Target<'a> {
             memory: PhantomData,
         }
     }
+}
+
+/// `pwrite(2)`: all of it, without moving the file's position.
+pub fn write_at(fd: RawFd, mut from: Source<'_>, mut offset: usize) -> nix::Result<()> {
+    while !from.is_empty() {
+        // SAFETY: the source is readable for its length while it is borrowed.
+        let n = unsafe { libc::pwrite(fd, from.ptr.cast(), from.len, offset as libc::off_t) };
+        match Errno::result(n) {
+            Ok(0) => return Err(Errno::ENOSPC),
+            Ok(n) => {
+                from = from.skip(n as usize);
+                offset += n as usize;
+            }
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+    Ok(())
 }
 
 /// `read(2)`. Zero is the end of the file.
@@ -251,6 +276,14 @@ pub fn identity(fd: RawFd) -> nix::Result<(u64, u64)> {
     // SAFETY: `status` is writable; a number that is not open gives EBADF.
     Errno::result(unsafe { libc::fstat(fd, &raw mut status) })?;
     Ok((status.st_dev as u64, status.st_ino as u64))
+}
+
+/// A close-on-exec copy of somebody's descriptor.
+pub fn duplicate(fd: RawFd) -> nix::Result<OwnedFd> {
+    // SAFETY: no pointers; the result is a descriptor that nobody else owns.
+    let copy = Errno::result(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: fresh from the kernel.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
 }
 
 /// Gives a descriptor away as a number, for Python to close.

@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod cpu;
 pub mod errno;
 pub mod fdpass;
 pub mod fork;
@@ -11,7 +12,6 @@ pub mod io;
 pub mod life;
 pub mod lifeline;
 pub mod memory;
-pub mod parking;
 pub mod pidfd;
 pub mod poll;
 pub mod posix_semaphore;

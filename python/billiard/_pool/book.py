@@ -178,13 +178,26 @@ class Pool(Submitting):
             self._abort()
             raise
         self._terminate = Finalize(self, self._drive.finalizer(), exitpriority=15)
+        self._direct = self._can_be_direct()
 
     def _make_drive(self) -> Drive:
         if not self.threads:
             return PassiveDrive(self)
-        from .threads import ThreadsDrive
+        from .native import NativeDrive
 
-        return ThreadsDrive(self)
+        return NativeDrive(self)
+
+    def _can_be_direct(self) -> bool:
+        """Whether jobs without callbacks and limits may pass by the book: no hook would see them."""
+        return (
+            self._drive.is_native
+            and not self.putlocks
+            and type(self).on_job_ready is Pool.on_job_ready
+            and self.on_timeout_set is None
+            and self.on_timeout_cancel is None
+            and not self.timeout
+            and not self.soft_timeout
+        )
 
     def _make_handlers(self) -> None:
         self._worker_handler = self.Supervisor(self)
@@ -497,6 +510,8 @@ class Pool(Submitting):
         """
         worker, _ = self._process_by_pid(pid)
         if worker is not None:
+            # Whatever the signal does, it does not do it to the next task.
+            self._drive.condemn(worker)
             before = worker._controlled_termination, getattr(worker, "_job_terminated", False)
             # First: it may be reaped in an instant.
             worker._controlled_termination = worker._job_terminated = True

@@ -73,6 +73,8 @@ class _Unlocked:
 class Drive:
     """What a drive can do; where there is a body it is enough for one without threads."""
 
+    #: whether `apply` and `imap` exist: jobs that need no book
+    is_native = False
     #: whether tasks can be given time limits
     can_limit = True
     #: held while workers are reaped and replaced
@@ -148,6 +150,9 @@ class Drive:
     def retire(self, worker: Any) -> bool:
         """Give a worker no more tasks; false if it has one."""
         return True
+
+    def condemn(self, worker: Any) -> None:
+        """A worker is about to be sent a signal because of the task that it is at."""
 
     def recall(self) -> None:
         """Let every worker exit when it is done with its task (their sentinels are set)."""

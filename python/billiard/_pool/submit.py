@@ -47,6 +47,8 @@ class Submitting:
     """Methods of ``Pool``."""
 
     _cache: dict[int, Any]
+    #: whether jobs that only their caller wants to know of need no book
+    _direct = False
     _drive: Drive
     _pool: list[Any]
     _processes: int
@@ -121,6 +123,19 @@ class Submitting:
         pool and hold up all others. Origin: multiprocessing, most parameters billiard.
         """
         self._check_running()
+        if (
+            self._direct
+            and callback is None
+            and error_callback is None
+            and accept_callback is None
+            and timeout_callback is None
+            and not waitforslot
+            and soft_timeout is None
+            and timeout is None
+            and lost_worker_timeout is None
+            and correlation_id is None
+        ):
+            return self._drive.apply(self, func, args, kwds)  # type: ignore[attr-defined, no-any-return]
         for name, value in (
             ("callback", callback),
             ("error_callback", error_callback),
@@ -291,7 +306,7 @@ class Submitting:
 
     def _imap(
         self,
-        kind: type[IMapIterator],
+        kind_of_result: type[IMapIterator],
         func: Callable[..., Any],
         iterable: Iterable[Any],
         chunksize: int,
@@ -300,10 +315,19 @@ class Submitting:
         self._check_running()
         chunksize = checks.chunksize(chunksize)
         checks.amount("lost_worker_timeout", lost_worker_timeout)
+        if self._direct:
+            kind = type(iterable)
+            if chunksize > 1:
+                iterable, func = Submitting._get_tasks(func, iterable, chunksize), mapstar
+            ordered = not issubclass(kind_of_result, IMapUnorderedIterator)
+            result = self._drive.imap(self, ordered, func, iterable, None, kind)
+            if chunksize > 1:
+                return (item for chunk in result for item in chunk)
+            return result
         items: Iterator[Any] = iter(iterable)
         if chunksize > 1:
             items, func = Submitting._get_tasks(func, items, chunksize), mapstar
-        result = kind(self._cache, lost_worker_timeout or self.lost_worker_timeout)
+        result = kind_of_result(self._cache, lost_worker_timeout or self.lost_worker_timeout)
         Submitting._keep(self, result)
         Submitting._submit(self, result, Tasks(result._job, func, items), result._set_length)
         if chunksize > 1:

@@ -17,7 +17,7 @@ use pyo3::prelude::*;
 
 use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
-use crate::sys::parking::many_cpus;
+use crate::sys::cpu::many_cpus;
 
 /// Waits without the GIL for what `look` finds: looks on for a moment where that has paid lately,
 /// then sleeps.
