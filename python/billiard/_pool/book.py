@@ -476,17 +476,19 @@ class Pool(Submitting):
         :raises ValueError: there are not so many that are idle; those that were are ended.
         """
         n = checks.count("n", n)
-        for worker in list(self._iterinactive()) if n else ():
-            if not self._drive.retire(worker):
-                continue
-            self._processes -= 1
-            if self._putlock:
-                self._putlock.shrink()
-            worker.terminate_controlled()
-            self.on_shrink(1)
-            n -= 1
-            if not n:
-                return
+        # The supervisor must not count the workers while there are to be less of them.
+        with self._drive.maintenance:
+            for worker in list(self._iterinactive()) if n else ():
+                if not self._drive.retire(worker):
+                    continue
+                self._processes -= 1
+                if self._putlock:
+                    self._putlock.shrink()
+                worker.terminate_controlled()
+                self.on_shrink(1)
+                n -= 1
+                if not n:
+                    return
         if n:
             raise ValueError("Can't shrink pool. All processes busy!")
 
