@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use super::shared::{IN_EXTENT, TaskHead};
 use crate::ipc::extents::Taken;
@@ -96,7 +97,7 @@ pub enum Outcome {
     /// What a worker sent: whether it is a value, and its bytes.
     Sent(bool, Body),
     /// A failure that was found in the pool's process: an object of the layer above.
-    Local(Box<dyn Any + Send + Sync>),
+    Local(Arc<dyn Any + Send + Sync>),
 }
 
 /// Kinds of records in a result ring, the `tag` of [`crate::ipc::ring`]. All but `OTHER` begin with

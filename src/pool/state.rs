@@ -288,6 +288,19 @@ impl State {
             .collect()
     }
 
+    /// The numbers of all tasks that are not the book's.
+    pub fn of_callers(&self) -> Vec<u64> {
+        let is_it = |place: &Place| {
+            let owner = place.task.as_ref().map(|task| &task.owner);
+            matches!(owner, Some(Owner::Cell(_) | Owner::Item(..)))
+        };
+        (0..)
+            .zip(&self.places)
+            .filter(|(_, place)| is_it(place))
+            .map(|(index, _)| self.number(index))
+            .collect()
+    }
+
     /// Takes a task. Its number, or the task back if none is wanted.
     pub fn submit(
         &mut self,

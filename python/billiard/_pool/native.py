@@ -250,12 +250,14 @@ class NativeDrive(Drive):
     def close(self) -> None:
         self.submissions.put(None)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> bool:
         if threading.current_thread() in self.handlers:
             raise RuntimeError("a pool cannot be joined by one of its own threads")
+        deadline = None if timeout is None else monotonic() + timeout
         for handler in self.handlers:
             if handler._was_started:
-                handler.stop()
+                handler.stop(None if deadline is None else max(0.0, deadline - monotonic()))
+        return not any(handler.is_alive() for handler in self.handlers)
 
     def finalizer(self) -> Callable[..., object]:
         return self._terminate
@@ -359,8 +361,37 @@ class NativeDrive(Drive):
                 raise Refused(self.broken)
             self._put(task)
 
-    def cancel(self, job: int) -> bool:
-        return self.engine.cancel(job, None, wire.cancelled())
+    def cancel(self, job: Any) -> bool:
+        return self.engine.cancel(job._job, None, wire.cancelled())
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        for job in list(self.cache.values()):
+            while not job.ready():
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self.engine.wait_idle(left)
+                # The last that the engine had; the book's thread has it in an instant.
+                job.wait(0.01) if hasattr(job, "wait") else None
+        while self.submissions.busy() or self.engine.live():
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return False
+            self.engine.wait_idle(left if left is None else min(left, 0.05))
+        return True
+
+    def cancel_all(self) -> list[Any]:
+        """End all jobs; those that had no outcome."""
+        info = wire.cancelled()
+        unfinished: list[Any] = [job for job in list(self.cache.values()) if not job.ready()]
+        unfinished += [sequence for sequence in list(self._sequences) if not sequence.ready()]
+        for sequence in list(self._sequences):
+            sequence._abandon(info)
+        for job in unfinished:
+            if job._job in self.cache:
+                self.cancel(job)
+        return unfinished + self.engine.cancel_all(info)
 
     def fail(self, info: ExceptionInfo) -> None:
         """Let every task that waits, and any later, fail."""

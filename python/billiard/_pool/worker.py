@@ -21,7 +21,7 @@ from functools import partial
 from time import monotonic
 
 from .. import util
-from .._core import soft_limit_passed
+from .._core import resident_kib, soft_limit_passed
 from ..common import (
     TERM_NUMBER,
     _should_have_exited,
@@ -376,7 +376,8 @@ class Worker:
                 error("!!!WAIT FOR ACK TIMEOUT: job:%r fd:%r!!!", job, fd)
 
     def _is_above(self, limit: float) -> bool:
-        used = mem_rss()
+        # What it has now: its greatest ever may have been its parent's, which forked or started it.
+        used = resident_kib() or mem_rss()
         if used <= 0:
             error("worker unable to determine memory usage")
         if used > limit:

@@ -326,6 +326,28 @@ impl PoolEngine {
         Ok(self.hub()?.state().live)
     }
 
+    /// Waits until there are no tasks, at most so many seconds; whether that is so.
+    #[pyo3(signature = (timeout=None))]
+    fn wait_idle(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let hub = self.hub()?;
+        self.wait_until(py, Deadline::after(timeout)?, &|| hub.state().live == 0)
+    }
+
+    /// Ends all tasks of callers; their outcome is `info`. The results of those that had none.
+    fn cancel_all(slf: &Bound<'_, Self>, info: &Bound<'_, PyAny>) -> PyResult<Vec<PoolResult>> {
+        let this = slf.get();
+        let mut unfinished = Vec::new();
+        for task in this.hub()?.state().of_callers() {
+            let (cancelled, owner) = this.hub()?.state().cancel(task);
+            if let (Some(Owner::Cell(cell)), false) = (&owner, cancelled == Cancelled::TooLate) {
+                unfinished.push(PoolResult::new(slf.clone().unbind(), cell.clone()));
+            }
+            this.fail(owner.into_iter().collect(), info)?;
+        }
+        this.hub()?.kick();
+        Ok(unfinished)
+    }
+
     /// Whether a task waits for a worker.
     fn has_waiting(&self) -> PyResult<bool> {
         Ok(self.hub()?.has_waiting())

@@ -153,7 +153,7 @@ impl PoolResult {
     }
 
     /// Whether a worker has begun with it.
-    fn accepted(&self, py: Python<'_>) -> PyResult<bool> {
+    fn accepted(&self) -> PyResult<bool> {
         Ok(self.ready()? || self.runner()?.is_some())
     }
 
@@ -229,8 +229,8 @@ impl PoolResult {
     }
 
     #[getter(_accepted)]
-    fn is_accepted(&self, py: Python<'_>) -> PyResult<bool> {
-        self.accepted(py)
+    fn is_accepted(&self) -> PyResult<bool> {
+        self.accepted()
     }
 
     #[getter(_worker_pid)]
@@ -250,7 +250,7 @@ impl PoolResult {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let name = |flag: bool| if flag { "True" } else { "False" };
-        let (job, ack, ready) = (self.job(py)?, self.accepted(py)?, self.ready()?);
+        let (job, ack, ready) = (self.job(py)?, self.accepted()?, self.ready()?);
         Ok(format!(
             "<ApplyResult: {job} ack:{} ready:{}>",
             name(ack),

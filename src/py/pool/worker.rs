@@ -42,6 +42,12 @@ pub(super) fn soft_limit_passed() -> bool {
     }
 }
 
+/// The physical memory that this process has at the moment, in KiB; 0 if that is not known.
+#[pyfunction]
+pub(super) fn resident_kib() -> u64 {
+    crate::sys::reactor::resident_bytes().unwrap_or(0) / 1024
+}
+
 /// The shared memory of a worker, and through it the pool's: made in the pool's process, served in
 /// the worker's.
 ///
