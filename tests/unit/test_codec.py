@@ -418,6 +418,34 @@ def test_every_damage_of_a_byte_is_refused_or_is_another_value(value: Any) -> No
     assert read > 100
 
 
+#: what plain pickles are made of
+PIECES = [
+    *(bytes([op]) for op in b"N\x88\x89()\x85\x86\x87t]ae}su\x94"),
+    *(b"(", b"](", b"}(", b"K\x01", b"K\x02", b"M\x00\x01", b"J\xff\xff\xff\xff"),
+    *(b"\x8a\x00", b"\x8a\x02\x00\xff", b"G?\xe0" + b"\0" * 6, b"\x8c\x01a", b"\x8c\x02\xc3\xa9"),
+    *(b"X\1\0\0\0b", b"\x8d\1" + b"\0" * 7 + b"c", b"C\1d", b"B\0\0\0\0", b"q\x05"),
+]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_any_program_that_is_read_is_read_as_pickle_reads_it(seed: int) -> None:
+    dice = random.Random(seed)
+    read = 0
+    for _ in range(40_000):
+        pieces = dice.choices(PIECES, k=dice.randrange(1, 12))
+        if dice.random() < 0.6:  # most stacks end with more or less than one value
+            pieces.append(b"t")
+            pieces.insert(0, b"(")
+        program = b"\x80\x04" + b"".join(pieces) + b"."
+        try:
+            value = plain_loads(program)
+        except ValueError:
+            continue
+        read += 1
+        assert same(pickle.loads(program), value), program
+    assert read > 1_000
+
+
 def test_finalizers_that_run_meanwhile_find_nothing_broken() -> None:
     """Lists and tuples that are being made are seen by the collector when all is in them."""
     import gc
