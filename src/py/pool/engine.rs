@@ -337,7 +337,8 @@ impl PoolEngine {
     fn cancel_all(slf: &Bound<'_, Self>, info: &Bound<'_, PyAny>) -> PyResult<Vec<PoolResult>> {
         let this = slf.get();
         let mut unfinished = Vec::new();
-        for task in this.hub()?.state().of_callers() {
+        let tasks = this.hub()?.state().of_callers();
+        for task in tasks {
             let (cancelled, owner) = this.hub()?.state().cancel(task);
             if let (Some(Owner::Cell(cell)), false) = (&owner, cancelled == Cancelled::TooLate) {
                 unfinished.push(PoolResult::new(slf.clone().unbind(), cell.clone()));
