@@ -469,6 +469,35 @@ def test_a_killed_receiver_gives_everything_back(ctx: Any) -> None:
     alive.end()
 
 
+def _send_until_killed(conn: Any) -> None:
+    sender = _core.ExtentSender()
+    send_handle(conn, sender.fd, os.getppid())
+    number = 0
+    while True:
+        conn.send((number, sender.send(ForkingPickler, np.full(MEGABYTE, number % 251, np.uint8))))
+        number += 1
+
+
+def test_what_has_arrived_outlives_its_sender(ctx: Any) -> None:
+    conn, other = ctx.Pipe()
+    process = ctx.Process(target=_send_until_killed, args=(other,))
+    process.start()
+    other.close()
+    receiver = _core.ExtentReceiver(recv_handle(conn), 0)
+    arrays = {}
+    for _ in range(20):
+        number, index = conn.recv()
+        arrays[number] = receiver.receive(index)
+    assert conn.poll(30)
+    process.kill()
+    process.join()
+    late = conn.recv()[1]  # on its way when it died
+    conn.close()
+    assert receiver.receive(late).size == MEGABYTE
+    del receiver
+    assert all((array == number % 251).all() for number, array in arrays.items())
+
+
 def _look_at(array: Any, conn: Any) -> None:
     while (number := conn.recv()) is not None:
         conn.send(bool((array == number).all()))

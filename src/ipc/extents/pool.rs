@@ -284,6 +284,11 @@ impl Extent {
         self.len == 0
     }
 
+    #[cfg(test)]
+    pub fn is_mapped(&self) -> bool {
+        self.spot.as_ref().is_some_and(|spot| spot.map.is_some())
+    }
+
     /// Copies `bytes` to `offset`; an error if the system has no memory.
     pub fn write<'a>(&mut self, offset: usize, bytes: impl Into<Source<'a>>) -> nix::Result<()> {
         let bytes = bytes.into();
@@ -319,7 +324,8 @@ impl Extent {
     pub fn into_index(mut self) -> u32 {
         let pool = Arc::clone(&self.pool);
         let head = pool.segment.head();
-        let spot = self.spot.take().expect("held until it is sent");
+        let mut spot = self.spot.take().expect("held until it is sent");
+        spot.used = true;
         let place = pool.table.place(self.entry);
         for (index, value) in [spot.offset, spot.capacity, self.len]
             .into_iter()

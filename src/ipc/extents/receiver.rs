@@ -146,7 +146,7 @@ impl Inner {
 
     fn is_pressed(&self) -> bool {
         let bytes = self.view_bytes.load(Ordering::Relaxed) as u64;
-        self.views.load(Ordering::Relaxed) >= self.table.entries / 2 || bytes > system_memory() / 8
+        self.views.load(Ordering::Relaxed) >= self.table.entries / 2 || bytes > system_memory() / 16
     }
 
     /// Whether nothing that is read there can be outside of the file, or in the head.
