@@ -25,12 +25,12 @@ pub enum Call {
 }
 
 impl Call {
-    /// Bytes of the pool's memory that it takes while it waits.
-    pub fn size(&self) -> usize {
+    /// Its bytes, if it does not fit into a slot; 0 if it does.
+    pub fn large(&self) -> usize {
         match self {
-            Self::Inline { bytes, .. } | Self::Heap(bytes) => bytes.len(),
+            Self::Heap(bytes) => bytes.len(),
             Self::Extent(_, len) => *len,
-            Self::Posted => 0,
+            Self::Inline { .. } | Self::Posted => 0,
         }
     }
 

@@ -190,7 +190,7 @@ class Pool(Submitting):
         return NativeDrive(self)
 
     def _can_be_direct(self) -> bool:
-        """Whether jobs without callbacks and limits may pass by the book: no hook would see them."""
+        """Whether jobs without callbacks and limits may pass by the book: no hook sees them."""
         return (
             self._drive.is_native
             and not self.putlocks

@@ -46,6 +46,10 @@ class Lane:
         self.shared = _core.PoolLane.open(self.index, *(fd.detach() for fd in fds))
         self._lifeline = lifeline.detach()
 
+    def fileno(self) -> int:
+        """The descriptor of the worker's memory."""
+        return self.shared.fds()[2]
+
     def let_go(self) -> None:
         """In the pool's process: the worker has ended. What it sent may still be in its memory."""
         del self.shared

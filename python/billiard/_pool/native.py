@@ -75,12 +75,11 @@ SLAIN_LIMIT = 100
 #: seconds until the system is asked again for what it had not
 RETRY_AFTER = 0.2
 
-#: A sequence is read ahead until so many of its tasks (or bytes of them) wait for a slot: it may be
-#: endless, its items large. Those that are at hand anyway may be more.
+#: A sequence is read ahead until so many tasks wait for a slot, or large calls of so many bytes are
+#: under way: it may be endless, its items large. Those that are at hand anyway may be more.
 WAITING_TASKS = 256
-WAITING_BYTES = 1 << 20
 AT_HAND_TASKS = 1 << 16
-AT_HAND_BYTES = 1 << 22
+LARGE_BYTES = 1 << 22
 
 
 class Side:
@@ -147,9 +146,9 @@ class SequenceTasks:
         self.sequence = sequence
 
     def __iter__(self) -> Iterator[None]:
-        while not self.sequence.feed(WAITING_TASKS, WAITING_BYTES):
+        while not self.sequence.feed(WAITING_TASKS, LARGE_BYTES):
             self.drive.check_broken()
-            self.drive.engine.wait_for_room(WAITING_TASKS, WAITING_BYTES)
+            self.drive.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             yield None
         self.drive.check_broken()
 
@@ -329,7 +328,7 @@ class NativeDrive(Drive):
         sequence.begin(func, iter(items), buffersize)
         # To read these takes no code of the user's and no time.
         at_hand = kind is range or kind is list or kind is tuple or buffersize is not None
-        done = at_hand and sequence.feed(AT_HAND_TASKS, AT_HAND_BYTES)
+        done = at_hand and sequence.feed(AT_HAND_TASKS, LARGE_BYTES)
         if not done and buffersize is None:
             self.submissions.put((SequenceTasks(self, sequence), None))
         self.check_broken()
@@ -355,7 +354,7 @@ class NativeDrive(Drive):
     def _feed(self, task: Any) -> None:
         """What the task handler does with each task of a sequence."""
         if task is not None:
-            self.engine.wait_for_room(WAITING_TASKS, WAITING_BYTES)
+            self.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             if self.broken is not None:
                 # One answer is enough, and a sequence may be endless.
                 raise Refused(self.broken)
@@ -614,7 +613,5 @@ class NativeDrive(Drive):
         if (self._stillborn or self._slain) and not self.wants_workers():
             assert self._why_stillborn is not None
             self.fail(self._why_stillborn)
-        elif (
-            self.closed and self.engine.has_waiting() and pool is not None and not pool._processes
-        ):
+        elif self.closed and self.engine.has_waiting() and pool is not None and not pool._processes:
             self.fail(captured(WorkerLostError("The pool was closed without workers")))

@@ -368,7 +368,7 @@ class _End:
     """Follows the last item of an iterator."""
 
 
-class IMapIterator(metaclass=ABCMeta):
+class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the engine)
     """The results of :meth:`Pool.imap`, in the order of the tasks. Origin: billiard."""
 
     __module__ = "billiard.pool"

@@ -274,9 +274,7 @@ class Submitting:
         Origin: multiprocessing; the limits are ours.
         """
         limits = (soft_timeout, timeout)
-        return self._map_async(
-            func, iterable, mapstar, chunksize, callback, error_callback, limits
-        )
+        return self._map_async(func, iterable, mapstar, chunksize, callback, error_callback, limits)
 
     def starmap_async(
         self,
@@ -350,7 +348,12 @@ class Submitting:
     @staticmethod
     def _get_tasks(
         func: Callable[..., Any], it: Iterable[Any], size: int
-    ) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    ) -> Iterator[tuple[Callable[..., Any], Any]]:
+        if type(it) is range or type(it) is list or type(it) is tuple:
+            # A part of a range is a range, which is small to send, whatever its length.
+            for start in range(0, len(it), size):
+                yield func, it[start : start + size]
+            return
         it = iter(it)
         while chunk := tuple(itertools.islice(it, size)):
             yield func, chunk
@@ -418,7 +421,7 @@ class Submitting:
         items: Iterator[Any] = iter(iterable)
         source = type(iterable)
         if chunksize > 1:
-            items, func = Submitting._get_tasks(func, items, chunksize), mapstar
+            items, func = Submitting._get_tasks(func, iterable, chunksize), mapstar
         result: Any
         if self._direct and not (soft or hard):
             ordered = kind is IMapIterator

@@ -134,9 +134,10 @@ class Worker:
         """Give ``obj`` (the process in the parent) the queues and the descriptors of their ends."""
         obj.inq, obj.outq, obj.synq = self.inq, self.outq, self.synq
         if isinstance(self.inq, Lane):
-            # There are no descriptors that anybody could write to or read from.
-            obj.inqW_fd = obj.outqR_fd = None
-            obj.synqR_fd = obj.synqW_fd = obj._send_syn_offset = None
+            # Nobody can write to or read from these descriptors; they tell one worker from another.
+            obj.inqW_fd = obj.outqR_fd = self.inq.fileno()
+            obj.synqR_fd = obj.synqW_fd = None
+            obj._quick_put = obj._quick_get = obj.send_job_offset = obj._send_syn_offset = None
             return obj
         obj.inqW_fd = self.inq._writer.fileno()
         obj.outqR_fd = self.outq._reader.fileno()

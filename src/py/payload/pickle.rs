@@ -121,6 +121,13 @@ impl Outgoing {
         Ok(Self::new(sink.parts.into_inner()))
     }
 
+    /// From a pickle that is at hand.
+    pub fn from_vec(pickle: Vec<u8>) -> Self {
+        let mut parts = Parts::default();
+        parts.pickle.push(Chunk::own(pickle));
+        Self::new(parts)
+    }
+
     fn new(parts: Parts) -> Self {
         let pickle_len = parts.pickle.iter().map(|chunk| chunk.len).sum::<usize>();
         let mut size = HEADER + parts.buffers.len() * BUFFER + pickle_len;

@@ -267,11 +267,15 @@ pub fn encode_outcome<R>(
 ) -> PyResult<R> {
     let mut send = Some(send);
     let done = scratch(|buffer| {
-        if codec::encode(value, buffer) && buffer.len() <= most {
-            send.take().map(|send| send(Ok(buffer)))
-        } else {
-            None
+        if !codec::encode(value, buffer) {
+            return None;
         }
+        let send = send.take()?;
+        Some(if buffer.len() <= most {
+            send(Ok(buffer))
+        } else {
+            send(Err(Outgoing::from_vec(std::mem::take(buffer))))
+        })
     });
     if let Some(done) = done {
         return Ok(done);
