@@ -54,13 +54,9 @@ impl Cell {
         None
     }
 
-    /// Takes the outcome out; once, if a worker has sent it.
+    /// Takes the outcome out; once.
     pub fn take(&self) -> Option<Outcome> {
-        let mut place = self.outcome.lock();
-        if let Some(Outcome::Local(failure)) = &*place {
-            return Some(Outcome::Local(failure.clone()));
-        }
-        place.take()
+        self.outcome.lock().take()
     }
 }
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 from _queue import Empty, SimpleQueue
 from collections import deque
-from time import monotonic
+from time import monotonic, sleep
 from weakref import WeakSet, ref
 
 from .. import _core, util
@@ -80,6 +80,30 @@ RETRY_AFTER = 0.2
 WAITING_TASKS = 256
 AT_HAND_TASKS = 1 << 16
 LARGE_BYTES = 1 << 22
+
+
+#: Seconds that a fork waits for other threads to end their imports; and between two looks.
+IMPORT_PATIENCE = 5.0
+IMPORT_PAUSE = 0.002
+
+
+def wait_for_imports() -> None:
+    """Let other threads come to the end of imports.
+
+    A worker that is forked in the middle of one would have the module half made, and the lock of
+    its import held for ever by a thread that it does not have. The pool forks at instants of its
+    own, so it is the pool that has to look.
+    """
+    from _frozen_importlib import _module_locks  # type: ignore[import-not-found]
+
+    me, deadline = threading.get_ident(), monotonic() + IMPORT_PATIENCE
+    while any(
+        lock is not None and lock.owner not in (None, me)
+        for lock in [reference() for reference in list(_module_locks.values())]
+    ):
+        if monotonic() > deadline:
+            return
+        sleep(IMPORT_PAUSE)
 
 
 class Side:
@@ -166,6 +190,8 @@ class NativeDrive(Drive):
         self._changes: SimpleQueue[None] = SimpleQueue()
         self._messages: deque[Any] = deque()
         self.maintenance = threading.RLock()
+        #: workers have what this process has
+        self.forks = getattr(pool._ctx, "get_start_method", str)() == "fork"
         self.members: dict[int, Member] = {}
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
@@ -435,6 +461,8 @@ class NativeDrive(Drive):
 
     def launch(self, worker: Any) -> None:
         lane = worker.inq.shared
+        if self.forks:
+            wait_for_imports()
         self._launching = lane
         try:
             worker.start()

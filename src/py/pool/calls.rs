@@ -298,8 +298,8 @@ pub fn decode_outcome<'py>(
     let (success, body) = match outcome {
         Outcome::Sent(success, body) => (success, body),
         Outcome::Local(info) => {
-            let info = info.downcast_ref::<Py<PyAny>>();
-            let info = info.map_or_else(|| py.None(), |info| info.clone_ref(py));
+            let info = info.downcast::<Py<PyAny>>();
+            let info = info.map_or_else(|_| py.None(), |info| *info);
             return Ok((false, info.into_bound(py)));
         }
     };
@@ -321,7 +321,7 @@ pub fn decode_outcome<'py>(
 
 /// A failure that was found in this process.
 pub fn local(info: &Bound<'_, PyAny>) -> Outcome {
-    Outcome::Local(Arc::new(info.clone().unbind()))
+    Outcome::Local(Box::new(info.clone().unbind()))
 }
 
 /// The exception that is being handled, or `error`, as an ExceptionInfo.

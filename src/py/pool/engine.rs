@@ -340,8 +340,11 @@ impl PoolEngine {
         let tasks = this.hub()?.state().of_callers();
         for task in tasks {
             let (cancelled, owner) = this.hub()?.state().cancel(task);
-            if let (Some(Owner::Cell(cell)), false) = (&owner, cancelled == Cancelled::TooLate) {
-                unfinished.push(PoolResult::new(slf.clone().unbind(), cell.clone()));
+            if matches!(owner, Some(Owner::Cell(_))) && cancelled != Cancelled::TooLate {
+                // The caller has a result of its own.
+                let cell = Arc::new(Cell::default());
+                drop(cell.set(calls::local(info)));
+                unfinished.push(PoolResult::new(slf.clone().unbind(), cell));
             }
             this.fail(owner.into_iter().collect(), info)?;
         }

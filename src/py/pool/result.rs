@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -22,11 +23,19 @@ use crate::sys::fork::Kept;
 pub struct PoolResult {
     engine: Py<PoolEngine>,
     cell: Kept<Arc<Cell>>,
-    /// The outcome, decoded: whether it is a value, and the value or an ExceptionInfo. The mutex is
-    /// held for an instant and with the GIL.
-    outcome: Mutex<Option<(bool, Py<PyAny>)>>,
+    /// The mutex is held for an instant and with the GIL.
+    decoded: Mutex<Decoded>,
     /// Its number, once somebody has asked.
     job: Mutex<Option<i64>>,
+}
+
+/// The outcome: whether it is a value, and the value or an ExceptionInfo; nothing before it has been
+/// decoded. All zeros is nothing, too, which is what the garbage collector sees of a result that is
+/// just being made.
+#[derive(Default)]
+struct Decoded {
+    success: bool,
+    value: Option<Py<PyAny>>,
 }
 
 impl PoolResult {
@@ -34,7 +43,7 @@ impl PoolResult {
         Self {
             engine,
             cell: Kept::new(cell),
-            outcome: Mutex::new(None),
+            decoded: Mutex::default(),
             job: Mutex::new(None),
         }
     }
@@ -55,33 +64,43 @@ impl PoolResult {
         Ok(cell.is_done())
     }
 
-    /// The outcome, which must be there.
-    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
-        if let Some((success, value)) = &*self.outcome.lock() {
-            return Ok((*success, value.bind(py).clone()));
-        }
-        let sent = self.cell()?.take();
-        let Some(sent) = sent else {
-            // Another thread is decoding it: it will not be long.
-            return self.decoded_elsewhere(py);
-        };
-        let (success, value) = calls::decode_outcome(self.engine.get().wire(py), sent)?;
-        *self.outcome.lock() = Some((success, value.clone().unbind()));
-        Ok((success, value))
+    /// The outcome if it has been decoded.
+    fn decoded<'py>(&self, py: Python<'py>) -> Option<(bool, Bound<'py, PyAny>)> {
+        let decoded = self.decoded.lock();
+        let value = decoded.value.as_ref()?;
+        Some((decoded.success, value.bind(py).clone()))
     }
 
-    fn decoded_elsewhere<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
+    fn is_decoded(&self) -> bool {
+        self.decoded.lock().value.is_some()
+    }
+
+    fn keep(&self, success: bool, value: &Bound<'_, PyAny>) {
+        let value = Some(value.clone().unbind());
+        let before = std::mem::replace(&mut *self.decoded.lock(), Decoded { success, value });
+        drop(before);
+    }
+
+    /// The outcome, which must be there.
+    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
         loop {
-            if let Some((success, value)) = &*self.outcome.lock() {
-                return Ok((*success, value.bind(py).clone()));
+            if let Some(outcome) = self.decoded(py) {
+                return Ok(outcome);
             }
+            if let Some(sent) = self.cell()?.take() {
+                let wire = self.engine.get().wire(py);
+                let (success, value) = calls::decode_outcome(wire, sent)?;
+                self.keep(success, &value);
+                return Ok((success, value));
+            }
+            // Another thread is decoding it: it will not be long.
             py.detach(|| std::thread::sleep(std::time::Duration::from_millis(1)));
             py.check_signals()?;
         }
     }
 
     fn wait_for(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        if self.outcome.lock().is_some() {
+        if self.is_decoded() {
             return Ok(true);
         }
         let cell = self.cell()?;
@@ -109,6 +128,22 @@ impl PoolResult {
 
 #[pymethods]
 impl PoolResult {
+    /// A failure knows the frames that it was raised in, and one of these may know the result.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self.decoded.try_lock() {
+            Some(decoded) => decoded
+                .value
+                .as_ref()
+                .map_or(Ok(()), |value| visit.call(value)),
+            None => Ok(()),
+        }
+    }
+
+    fn __clear__(&self) {
+        let decoded = std::mem::take(&mut *self.decoded.lock());
+        drop(decoded);
+    }
+
     /// Wait for the outcome: return the value or raise the task's exception.
     ///
     /// :param timeout: seconds to wait at most.
@@ -137,7 +172,7 @@ impl PoolResult {
 
     /// Whether there is an outcome.
     fn ready(&self) -> PyResult<bool> {
-        Ok(self.outcome.lock().is_some() || self.look()?)
+        Ok(self.is_decoded() || self.look()?)
     }
 
     /// Whether the outcome is a value.
@@ -187,7 +222,7 @@ impl PoolResult {
         drop(task);
         let (success, value) = outcome;
         if !cell.is_done() && success {
-            *self.outcome.lock() = Some((success, value.clone().unbind()));
+            self.keep(success, &value);
         }
         drop(cell.set(calls::local(&value)));
         engine.hub()?.announce_outcomes();
