@@ -173,7 +173,11 @@ class BaseContext:
         allow_restart: bool = False,
         **kwargs: Any,
     ) -> pool.Pool:
-        """A pool of worker processes; all arguments are those of `pool.Pool` (origin: billiard)."""
+        """A pool of worker processes; all arguments are those of `pool.Pool` (origin: billiard).
+
+        Without `processes`: one for each CPU that this process may really use, which can be fewer
+        than `cpu_count()` (CPU affinity, quotas of control groups).
+        """
         from .pool import Pool
 
         return Pool(

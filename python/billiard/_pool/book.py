@@ -10,6 +10,7 @@ from time import monotonic
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context
+from .._cpus import usable_cpus
 from ..common import TERM_NUMBER, human_status, restart_state
 from ..exceptions import (
     RestartFreqExceeded,
@@ -54,7 +55,9 @@ class _Weakly:
 class Pool(Submitting):
     """A pool of worker processes.
 
-    :param processes: number of workers, by default that of the CPUs; 0 for none yet.
+    :param processes: number of workers; 0 for none yet. By default that of the CPUs which this
+        process may really use: those of the machine, as far as its CPU affinity and the quotas of
+        its control groups (version 1 or 2) allow.
     :param initializer: called with ``initargs`` in every worker before its first task. If no
         worker comes through it, its exception is that of every job.
     :param maxtasksperchild: tasks after which a worker is replaced.
@@ -270,9 +273,9 @@ class Pool(Submitting):
         return worker.contribute_to_object(self.Process(target=worker))
 
     def cpu_count(self) -> int:
-        """How many workers there are by default."""
+        """How many workers there are by default: one for each CPU that this process may use."""
         try:
-            return cpu_count()
+            return usable_cpus(cpu_count())
         except NotImplementedError:
             return 1
 
