@@ -137,6 +137,14 @@ def hold_lifeline(fd: int) -> None:
 def process_start_time(pid: int) -> int | None:
     """When process `pid` started, in clock ticks since the machine did."""
 
+# ---- src/py/exit.rs ----
+
+def with_finalizers(objects: list[Any]) -> list[Any]:
+    """Those of `objects` whose types have finalizers (`__del__`, or what C code has for it)."""
+
+def exit(status: int) -> None:
+    """Ends the process as a C program does: exit(3), and no Python any more."""
+
 # ---- src/py/shared_memory.rs ----
 
 def shm_allocate(fd: int, size: int) -> None:

@@ -10,6 +10,7 @@ pub mod error;
 pub mod late;
 
 mod connection;
+mod exit;
 mod forkserver;
 mod framing;
 mod heap;
@@ -26,6 +27,7 @@ use pyo3::prelude::*;
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     connection::register(module)?;
+    exit::register(module)?;
     forkserver::register(module)?;
     heap::register(module)?;
     process::register(module)?;

@@ -141,6 +141,7 @@ IMPORTED = {
     "collections",
     "copyreg",
     "functools",
+    "gc",
     "itertools",
     "keyword",
     "multiprocessing",
