@@ -12,18 +12,22 @@ A spare is what a child that is started now would be only as long as nothing has
 child inherits: executable, options, environment, working directory, standard streams, user. What
 else is inherited (umask, resource limits, priority, CPU affinity) it has from when it was started.
 
-Process-local: a forked child closes its copies of the sockets and has no spares.
+Process-local: a forked child closes its copies of the sockets and has no spares. `_lock` guards the
+list and the customers; the thread that holds it may come back to it in a signal handler, so nothing
+that was counted before a spare was started or ended is relied on after.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 
 from . import _core, spawn, util
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     Conditions = tuple[Any, ...]
@@ -45,6 +49,7 @@ class _Spare:
         self.child.close()
 
 
+_lock = threading.RLock()
 _spares: list[_Spare] = []
 #: how many each customer wants; the most of them are kept
 _wanted: dict[object, int] = {}
@@ -55,17 +60,30 @@ def want(customer: object, count: int) -> None:
 
     Raises `OSError` if they cannot be started; nothing has changed then.
     """
-    before = dict(_wanted)
-    if count:
-        _wanted[customer] = count
-    else:
-        _wanted.pop(customer, None)
-    try:
-        _refill()
-    except BaseException:
-        _wanted.clear()
-        _wanted.update(before)
-        raise
+    with _lock:
+        before = dict(_wanted)
+        if count:
+            _wanted[customer] = count
+        else:
+            _wanted.pop(customer, None)
+        try:
+            _refill()
+        except BaseException:
+            _wanted.clear()
+            _wanted.update(before)
+            raise
+
+
+def keep_for(owner: object, count: int) -> Callable[[], object]:
+    """Keep `count` spares while `owner` lives, or until the function that is returned is called.
+
+    Where they cannot be started there are none: their owner can do without.
+    """
+    customer = object()
+    give_up = util.Finalize(owner, want, (customer, 0), exitpriority=16)
+    with contextlib.suppress(OSError):
+        want(customer, count)
+    return give_up
 
 
 def take(message: int, fds: list[int]) -> _core.Child | None:
@@ -76,18 +94,19 @@ def take(message: int, fds: list[int]) -> _core.Child | None:
         return None
     conditions = _conditions()
     taken = None
-    while _spares and taken is None:
-        spare = _spares.pop(0)
-        if spare.conditions == conditions:
-            try:
-                _core.hand_over(spare.socket, message, fds)
-                taken = spare
-                continue
-            except OSError:
-                pass  # somebody has killed it
-        spare.discard()
-    with contextlib.suppress(OSError):  # it is the next start's turn to try again
-        _refill()
+    with _lock:
+        while _spares and taken is None:
+            spare = _spares.pop(0)
+            if spare.conditions == conditions:
+                try:
+                    _core.hand_over(spare.socket, message, fds)
+                    taken = spare
+                    continue
+                except OSError:
+                    pass  # somebody has killed it
+            spare.discard()
+        with contextlib.suppress(OSError):  # it is the next start's turn to try again
+            _refill()
     if taken is None:
         return None
     os.close(taken.socket)
@@ -95,11 +114,10 @@ def take(message: int, fds: list[int]) -> _core.Child | None:
 
 
 def _refill() -> None:
-    count = max(_wanted.values(), default=0)
-    while len(_spares) > count:
-        _spares.pop().discard()
-    while len(_spares) < count:
+    while len(_spares) < max(_wanted.values(), default=0):
         _spares.append(_start())
+    while len(_spares) > max(_wanted.values(), default=0):
+        _spares.pop().discard()
 
 
 def _conditions() -> Conditions:
@@ -148,12 +166,15 @@ def _start() -> _Spare:
 
 
 def _discard_all() -> None:
-    _wanted.clear()
-    _refill()
+    with _lock:
+        _wanted.clear()
+        _refill()
 
 
 def _forget() -> None:
     """In a forked child: they are the parent's."""
+    global _lock
+    _lock = threading.RLock()
     for spare in _spares:
         os.close(spare.socket)
     _spares.clear()

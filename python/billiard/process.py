@@ -120,7 +120,12 @@ def start_all(processes: Iterable[BaseProcess]) -> None:
         process._check_startable()
     _before_start()
     default = context._default_context.get_start_method()
-    of_server = [p for p in processes if (p._start_method or default) == "forkserver"]
+    of_server = [
+        process
+        for process in processes
+        if (process._start_method or default) == "forkserver"
+        and type(process).start is BaseProcess.start
+    ]
     errors: list[OSError] = []
     if of_server:
         from .popen_forkserver import launch_all

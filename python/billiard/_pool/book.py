@@ -37,7 +37,7 @@ from .submit import Submitting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, NoReturn
 
 
@@ -96,6 +96,8 @@ class Pool(Submitting):
     SoftTimeLimitExceeded = SoftTimeLimitExceeded
 
     _state = TERMINATE  # until there is something to terminate
+    #: ends the spare interpreters of a pool that has replaced workers
+    _give_up_spares: Callable[[], object] | None = None
     # The drive's, or a subclass's: see _setup_queues.
     _inqueue: Any
     _outqueue: Any
@@ -173,8 +175,7 @@ class Pool(Submitting):
         self._setup_queues()
         self._state = RUN
         try:
-            for i in range(self._processes):
-                self._create_worker_process(i)
+            self._create_worker_processes(range(self._processes))
             self._make_handlers()
             self._drive.start()
         except BaseException:
@@ -334,7 +335,25 @@ class Pool(Submitting):
         """Descriptors that become readable when workers exit."""
         return [worker._popen.sentinel for worker in self._pool]
 
+    def _create_worker_processes(self, indices: Iterable[int]) -> None:
+        overridden = type(self)._create_worker_process is not Pool._create_worker_process
+        if overridden or not self._drive.launches_together:
+            for i in indices:
+                self._create_worker_process(i)
+            return
+        made = [self._make_worker(i) for i in indices]
+        self._drive.launch_all([worker for worker, *_ in made])
+        for worker in made:
+            self._worker_is_up(*worker)
+
     def _create_worker_process(self, i: int) -> Any:
+        worker, sentinel, on_ready_counter = self._make_worker(i)
+        self._drive.launch(worker)
+        self._worker_is_up(worker, sentinel, on_ready_counter)
+        return worker
+
+    def _make_worker(self, i: int) -> tuple[Any, Any, Any]:
+        """Make the process object of a worker, its sentinel and its counter; it is not started."""
         sentinel = self._ctx.Event() if self.allow_restart else None
         inq, outq, synq = self.get_process_queues()
         on_ready_counter = self._ctx.Value("i")
@@ -360,13 +379,14 @@ class Pool(Submitting):
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
         worker.index = i
-        self._drive.launch(worker)
+        return worker, sentinel, on_ready_counter
+
+    def _worker_is_up(self, worker: Any, sentinel: Any, on_ready_counter: Any) -> None:
         pid = getattr(worker, "pid", None)
         self._poolctrl[pid] = sentinel
         self._on_ready_counters[pid] = on_ready_counter
         if self.on_process_up:
             self.on_process_up(worker)
-        return worker
 
     def _forget_worker(self, worker: Any) -> None:
         """A worker has been reaped."""
@@ -410,6 +430,8 @@ class Pool(Submitting):
 
     def _repopulate_pool(self, exitcodes: Sequence[int | None] = ()) -> None:
         """Start workers until there are as many as there should be."""
+        if self._maxtasksperchild and EX_RECYCLE in exitcodes:
+            self._keep_spares()
         for i in range(self._processes - len(self._pool)):
             if not self._drive.wants_workers():
                 return
@@ -417,6 +439,16 @@ class Pool(Submitting):
                 self.restart_state.step()
             self._create_worker_process(self._avail_index())
             debug("added worker")
+
+    def _keep_spares(self) -> None:
+        """Workers are being replaced: have interpreters ready for the next ones."""
+        if self._give_up_spares is None and self._ctx.get_start_method() == "spawn":
+            from .._spares import keep_for
+
+            count = min(self._processes, self.cpu_count())
+            self._give_up_spares = keep_for(self, count)
+            if self._state == TERMINATE:
+                self._give_up_spares()
 
     def _maintain_pool(self) -> None:
         """Replace the workers that have exited."""
@@ -526,6 +558,8 @@ class Pool(Submitting):
         debug("terminating pool")
         self._state = TERMINATE
         self._worker_handler.terminate()
+        if self._give_up_spares is not None:
+            self._give_up_spares()
         self._terminate()
 
     def join(self) -> None:
@@ -536,6 +570,8 @@ class Pool(Submitting):
         if self._state == RUN:
             raise ValueError("Pool is still running")
         self._drive.join()
+        if self._give_up_spares is not None:
+            self._give_up_spares()
 
     @staticmethod
     def _stop_task_handler(task_handler: Any) -> None:

@@ -28,6 +28,7 @@ from .. import util
 from ..common import human_status
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from ..process import start_all
 from .channel import Channel, Task
 from .constants import EX_OK, EX_RECYCLE, SIG_SOFT_TIMEOUT, SIGCONT, SIGKILL, SIGTERM, UNFIT, UP
 from .drive import Drive
@@ -40,7 +41,7 @@ from .wire import ResultPipe, TaskPipe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 #: seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up
@@ -330,6 +331,30 @@ class ThreadsDrive(Drive):
             self.exchange.attach(Channel(worker, self._lifetime))
         else:
             self._early.append(worker)
+
+    @property
+    def launches_together(self) -> bool:  # type: ignore[override]
+        # A forked worker would have the pipes of those that are made but not started yet.
+        together: bool = self._context.get_start_method() == "forkserver"
+        return together
+
+    def launch_all(self, workers: Sequence[Any]) -> None:
+        exchange = self.exchange
+        for worker in workers:
+            exchange.lend(worker.inq, worker.outq)
+        try:
+            start_all(workers)
+        finally:
+            for worker in workers:
+                if worker._popen is None:
+                    self.workers.remove(worker)
+                    exchange.drop(worker.inq, worker.outq)
+                    continue
+                exchange.take_over(worker.inq, worker.outq)
+                if self._early is None:
+                    exchange.attach(Channel(worker, self._lifetime))
+                else:
+                    self._early.append(worker)
 
     def abort(self) -> None:
         self.exchange.abandon()
