@@ -279,6 +279,17 @@ def _tracker_fd(name: str) -> int | None:
 # ---- in the child ----
 
 
+class _DupFd:
+    """Stands for a descriptor in the pickle: the child has it under the same number."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on."""
+        return self.fd
+
+
 def spawn_main(
     pipe_handle: int, parent_pid: int | None = None, tracker_fd: int | None = None
 ) -> None:

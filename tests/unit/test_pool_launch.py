@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import run_file
 
 import billiard
 from billiard import forkserver
@@ -90,3 +92,19 @@ def test_an_initializer_that_cannot_be_pickled_starts_nothing(batches: list[int]
         FORKSERVER.Pool(3, print, (threading.Lock(),))
     assert batches == []
     assert billiard.active_children() == []
+
+
+def test_a_worker_imports_less_than_its_pool(tmp_path: Path) -> None:
+    source = """
+        import sys, billiard
+        def imported():
+            return [*sys.modules]
+        if __name__ == "__main__":
+            with billiard.get_context("spawn").Pool(1) as pool:
+                print(*pool.apply(imported))
+            pool.join()
+    """
+    found = run_file(tmp_path, source).stdout.split()
+    assert "billiard._pool.worker" in found
+    dear = {"billiard.pool", "billiard.popen_spawn_posix", "billiard.sharedctypes", "ctypes"}
+    assert dear.isdisjoint(found)
