@@ -261,15 +261,17 @@ class BaseContext:
 
         set_executable(executable)
 
-    def set_forkserver_preload(self, module_names: Iterable[str]) -> None:
+    def set_forkserver_preload(
+        self, module_names: Iterable[str], *, on_error: str = "warn"
+    ) -> None:
         """The modules that the fork server imports before it forks its first child.
 
-        Raises `TypeError` for anything but a list of strings. Takes effect when a fork server is
-        started.
+        `on_error`: what becomes of one that cannot be imported, see
+        `ForkServer.set_forkserver_preload`. Takes effect when a fork server is started.
         """
         from .forkserver import set_forkserver_preload
 
-        set_forkserver_preload(module_names)
+        set_forkserver_preload(module_names, on_error=on_error)
 
     def get_context(self, method: str | None = None) -> BaseContext:
         """The context of start method `method`, or this one. `ValueError` if there is none."""
