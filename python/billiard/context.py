@@ -381,9 +381,11 @@ class ForkProcess(process.BaseProcess):
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Popen:
-        from .popen_fork import Popen
-
-        return Popen(process_obj)
+        popen_fork: Any = sys.modules.get("billiard.popen_fork")
+        if popen_fork is None:
+            from . import popen_fork
+        popen: Popen = popen_fork.Popen(process_obj)
+        return popen
 
 
 class SpawnProcess(process.BaseProcess):
@@ -444,6 +446,9 @@ _default_context = DefaultContext(
 
 def _force_start_method(method: str) -> None:
     _default_context._actual_context = _concrete_contexts[method]
+
+
+process._force_start_method = _force_start_method
 
 
 #: the `Popen` that this thread is pickling a process for, while it does

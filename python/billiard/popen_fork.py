@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import sys
 
-from . import _core, process
+from . import _core, _standin, process
 from .common import TERM_SIGNAL
 
 TYPE_CHECKING = False
@@ -102,6 +102,7 @@ class Popen:
             raise RuntimeError("can't fork at interpreter shutdown")
         sys.audit("os.fork")
         process._make_no_input()
+        _standin.prepared(process.current_process)
         child = _core.fork()
         if child is not None:
             self._adopt(child)
