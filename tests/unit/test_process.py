@@ -860,3 +860,14 @@ def test_a_fork_is_audited(tmp_path: Path) -> None:
         assert events == ["os.fork"]
     """
     run_file(tmp_path, source)
+
+
+def test_process_objects_that_are_alive_can_be_found() -> None:
+    one, two = billiard.Process(target=nothing), billiard.Process(target=nothing)
+    found = process._dangling
+    assert {one, two} <= set(found)
+    assert two in found.copy()
+    gone = id(two)
+    del two
+    gc.collect()
+    assert gone not in {id(thing) for thing in process._dangling}
