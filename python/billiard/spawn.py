@@ -383,14 +383,14 @@ def _end(status: int) -> None:
     import atexit
 
     atexit._run_exitfuncs()
-    if not (sys.flags.dev_mode or sys.flags.inspect) and _is_tidy():
-        try:
+    try:
+        if not (sys.flags.dev_mode or sys.flags.inspect) and _is_tidy():
             for stream in (sys.stdout, sys.stderr):
                 if stream is not None:
                     stream.flush()
-        except Exception:
-            sys.exit(status)  # it knows what to print, and what to exit with
-        _core.exit(status & 0xFF)
+            _core.exit(status & 0xFF)
+    except Exception:
+        pass  # Python knows what to print, and what to exit with
     sys.exit(status)
 
 
@@ -402,7 +402,8 @@ def _is_tidy() -> bool:
     known = sys.stdlib_module_names
     for name, module in list(modules.items()):
         if name not in known and name.partition(".")[0] not in known and name != _core.__name__:
-            file = getattr(module, "__file__", None)
+            # Not by its attribute, which may be one that imports something.
+            file = vars(module).get("__file__")
             if file is not None and file.endswith(".so"):
                 return False
     import _io

@@ -130,7 +130,6 @@ IMPORTED = {
     "_functools",
     "_operator",
     "_pickle",
-    "_weakrefset",
     "billiard",
     "billiard._core",
     "billiard._standin",
