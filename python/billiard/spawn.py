@@ -362,7 +362,7 @@ def _live(fd: int) -> None:
     finally:
         if gc.get_threshold() == rare:  # nobody has chosen another one meanwhile
             gc.set_threshold(*usual)
-            if not gc.get_freeze_count():
+            if not gc.get_freeze_count():  # nobody has frozen anything, nor has the interpreter
                 # All that is there counts as old now, without being looked at.
                 gc.freeze()
                 gc.unfreeze()

@@ -227,7 +227,8 @@ def ask(target: Callable[..., object]) -> Any:
 
 
 def test_the_collector_of_a_child_is_as_python_makes_it() -> None:
-    assert ask(tell_of_collector) == (gc.get_threshold(), True, 0, True)
+    # Some interpreters freeze what is their own.
+    assert ask(tell_of_collector) == (gc.get_threshold(), True, gc.get_freeze_count(), True)
 
 
 def test_garbage_of_imports_is_collected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,12 +258,13 @@ def test_what_the_main_module_tells_the_collector_stays(
 ) -> None:
     source = f"""
         import gc, billiard
-        usual = gc.get_threshold()[0]
+        frozen = gc.get_freeze_count()
         {statement}
         def target():
             # Newer interpreters have other numbers.
             number = gc.get_threshold()[0]
-            print((700 if number == USUAL else number, gc.isenabled(), gc.get_freeze_count() > 0))
+            number = 700 if number == USUAL else number
+            print((number, gc.isenabled(), gc.get_freeze_count() > frozen))
         if __name__ == "__main__":
             child = billiard.get_context("spawn").Process(target=target)
             child.start()
