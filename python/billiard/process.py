@@ -154,7 +154,8 @@ class BaseProcess:
     ) -> None:
         if group is not None:
             raise AssertionError("group argument must be None for now")
-        self._identity: tuple[int, ...] = (*_current_process._identity, next(_process_counter))
+        number = next(_process_counter)
+        self._identity: tuple[int, ...] = (*_current_process._identity, number)
         self._config: dict[str, Any] = _current_process._config.copy()
         self._parent_pid: int | None = os.getpid()
         self._parent_name = _current_process._name
@@ -163,7 +164,10 @@ class BaseProcess:
         self._target = target
         self._args = tuple(args)
         self._kwargs = dict(kwargs)
-        self._name = name or f"{type(self).__name__}-{':'.join(map(str, self._identity))}"
+        if not name:
+            path = number if len(self._identity) == 1 else ":".join(map(str, self._identity))
+            name = f"{type(self).__name__}-{path}"
+        self._name = name
         if daemon is not None:
             self.daemon = daemon
         self._controlled_termination = False
@@ -457,8 +461,9 @@ class BaseProcess:
         del inherited
 
 
-#: what children have as standard input, and which file that is
+#: what children have as standard input, its descriptor, and which file that is
 _no_input: Any = None
+_no_input_fd = -1
 _no_input_file: tuple[int, int] | None = None
 
 
@@ -468,22 +473,27 @@ def _make_no_input() -> None:
     A parent that forks does it for its children: to make it costs more than their other
     preparations together.
     """
-    global _no_input, _no_input_file
+    global _no_input, _no_input_fd, _no_input_file
     if _no_input is not None:
         try:
-            if _core.file_identity(_no_input.fileno()) == _no_input_file:
+            if _core.file_identity(_no_input_fd) == _no_input_file:
                 return
         except OSError:
             pass  # somebody has closed all descriptors
-    fd = os.open(os.devnull, os.O_RDONLY)
-    _no_input_file = _core.file_identity(fd)
+    _no_input_fd = os.open(os.devnull, os.O_RDONLY)
+    _no_input_file = _core.file_identity(_no_input_fd)
     # Open to the end, without a warning that it is.
-    _no_input = open(fd, encoding="utf-8", closefd=False)  # noqa: SIM115
+    _no_input = open(_no_input_fd, encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _replace_stdin() -> None:
     """Children do not read what is meant for the program."""
-    if sys.stdin is not None and sys.stdin is not _no_input:
+    global _no_input
+    if sys.stdin is not None and sys.stdin is _no_input:
+        if not _no_input.closed:
+            return
+        _no_input = None  # the parent had it, and has closed it
+    if sys.stdin is not None:
         try:
             try:
                 # Closes all of it, and is a third of the work.
