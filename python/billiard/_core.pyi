@@ -113,6 +113,16 @@ def fork() -> Child | None:
 def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
     """Starts a program with exactly the descriptors `fds`, beside 0, 1 and 2."""
 
+@final
+class Starting:
+    """A program that is being started, as by `spawn`, while this process goes on."""
+
+    def __new__(cls, path: bytes, args: list[bytes], fds: list[int]) -> Self:
+        """Starts it, and takes the descriptors over."""
+
+    def child(self) -> Child:
+        """The child, as soon as it exists; once."""
+
 def memory_file(data: bytes) -> int:
     """A descriptor to read `data` from."""
 

@@ -36,17 +36,31 @@ _SIGKILL = 9
 
 
 class _Spare:
-    def __init__(self, child: _core.Child, socket: int, conditions: Conditions) -> None:
-        self.child = child
+    """A spare; its child is waited for when somebody wants to know it."""
+
+    def __init__(self, starting: _core.Starting, socket: int, conditions: Conditions) -> None:
+        self._starting: _core.Starting | None = starting
         self.socket = socket
         self.conditions = conditions
+
+    @property
+    def child(self) -> _core.Child:
+        """The process; `OSError` if it could not be started."""
+        if self._starting is not None:
+            self._child = self._starting.child()
+            self._starting = None
+        return self._child
 
     def discard(self) -> None:
         """End it; it has done nothing yet that could be lost."""
         os.close(self.socket)
-        self.child.send_signal(_SIGKILL)
-        self.child.wait()
-        self.child.close()
+        try:
+            child = self.child
+        except (OSError, ValueError):
+            return
+        child.send_signal(_SIGKILL)
+        child.wait()
+        child.close()
 
 
 _lock = threading.RLock()
@@ -68,9 +82,12 @@ def want(customer: object, count: int) -> None:
             _wanted.pop(customer, None)
         try:
             _refill()
+            for spare in list(_spares):
+                spare.child  # noqa: B018  (if there cannot be one, it is said here)
         except BaseException:
             _wanted.clear()
             _wanted.update(before)
+            _drop_unborn()
             raise
 
 
@@ -99,6 +116,7 @@ def take(message: int, fds: list[int]) -> _core.Child | None:
             spare = _spares.pop(0)
             if spare.conditions == conditions:
                 try:
+                    spare.child  # noqa: B018  (is there one?)
                     _core.hand_over(spare.socket, message, fds)
                     taken = spare
                     continue
@@ -111,6 +129,16 @@ def take(message: int, fds: list[int]) -> _core.Child | None:
         return None
     os.close(taken.socket)
     return taken.child
+
+
+def _drop_unborn() -> None:
+    """Forget those that could not be started."""
+    for spare in list(_spares):
+        try:
+            spare.child  # noqa: B018
+        except (OSError, ValueError):
+            _spares.remove(spare)
+            spare.discard()
 
 
 def _refill() -> None:
@@ -152,7 +180,8 @@ def _start() -> _Spare:
             blocked = _signal.SIGINT in before
             code = f"from billiard.spawn import spare_main; spare_main({its}, {blocked})"
             command = [executable, *options, "-c", code, "--billiard-fork"]
-            child = _core.spawn(
+            # Not waited for: what has just been taken over is to get the processor first.
+            starting = _core.Starting(
                 os.fsencode(executable), [os.fsencode(word) for word in command], [its]
             )
         finally:
@@ -160,9 +189,7 @@ def _start() -> _Spare:
     except BaseException:
         os.close(ours)
         raise
-    finally:
-        os.close(its)
-    return _Spare(child, ours, conditions)
+    return _Spare(starting, ours, conditions)
 
 
 def _discard_all() -> None:
