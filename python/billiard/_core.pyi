@@ -125,6 +125,16 @@ def fork() -> Child | None:
 def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
     """Starts a program with exactly the descriptors `fds`, beside 0, 1 and 2."""
 
+@final
+class Starting:
+    """A program that is being started, as by `spawn`, while this process goes on."""
+
+    def __new__(cls, path: bytes, args: list[bytes], fds: list[int]) -> Self:
+        """Starts it, and takes the descriptors over."""
+
+    def child(self) -> Child:
+        """The child, as soon as it exists; once."""
+
 def memory_file(data: bytes) -> int:
     """A descriptor to read `data` from."""
 
@@ -215,6 +225,14 @@ class ExtentReceiver:
     @staticmethod
     def read(message: bytes) -> Any:
         """The object of a message in the heap."""
+
+# ---- src/py/exit.rs ----
+
+def with_finalizers(objects: list[Any]) -> list[Any]:
+    """Those of `objects` whose types have finalizers (`__del__`, or what C code has for it)."""
+
+def exit(status: int) -> None:
+    """Ends the process as a C program does: exit(3), and no Python any more."""
 
 # ---- src/py/shared_memory.rs ----
 
@@ -586,6 +604,9 @@ class PoolEngine:
 
     def lane(self) -> PoolLane:
         """The shared memory of the next worker."""
+
+    def forgo(self, lane: PoolLane) -> None:
+        """No worker has been started with it."""
 
     def attach(self, lane: PoolLane, pid: int, sentinel: int) -> None:
         """A worker has been started with `lane`; `sentinel` becomes readable when it ends."""

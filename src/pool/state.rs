@@ -194,6 +194,8 @@ pub struct State {
     /// Which task is in which slot.
     posted: Box<[u32]>,
     pub workers: Vec<Option<Worker>>,
+    /// Indexes of workers that are about to be started.
+    reserved: Vec<usize>,
     serial: u64,
     timers: BinaryHeap<Reverse<Timer>>,
     pub mail: VecDeque<Mail>,
@@ -226,6 +228,7 @@ impl State {
             next: 0,
             posted: vec![0; SLOTS].into_boxed_slice(),
             workers: Vec::new(),
+            reserved: Vec::new(),
             serial: 0,
             timers: BinaryHeap::new(),
             mail: VecDeque::new(),
@@ -531,10 +534,18 @@ impl State {
 
     // ---- workers ----
 
-    /// The lowest index that no worker has.
-    pub fn vacancy(&self) -> usize {
-        let free = self.workers.iter().position(Option::is_none);
-        free.unwrap_or(self.workers.len())
+    /// The lowest index that no worker has, for one that is about to be started.
+    pub fn reserve(&mut self) -> usize {
+        let is_free =
+            |index: &usize| self.worker(*index).is_none() && !self.reserved.contains(index);
+        let index = (0..).find(is_free).unwrap_or(usize::MAX);
+        self.reserved.push(index);
+        index
+    }
+
+    /// No worker has been started with an index that was reserved, or one has.
+    pub fn release(&mut self, index: usize) {
+        self.reserved.retain(|&other| other != index);
     }
 
     /// A worker has been started; the engine has to be told (`watch` is a copy of its sentinel).
@@ -547,6 +558,7 @@ impl State {
         watch: OwnedFd,
     ) {
         self.serial += 1;
+        self.release(index);
         self.unwatched.push((index, watch));
         let extents = Receiver::new(
             lane.segment().clone(),

@@ -11,6 +11,7 @@ pub mod late;
 
 mod codec;
 mod connection;
+mod exit;
 mod forkserver;
 mod framing;
 mod heap;
@@ -30,6 +31,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     codec::register(module)?;
     connection::register(module)?;
+    exit::register(module)?;
     forkserver::register(module)?;
     heap::register(module)?;
     payload::register(module)?;

@@ -33,8 +33,10 @@ from .. import _core, util
 from ..common import human_status
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from ..process import start_all
 from . import wire
 from .constants import (
+    DEATH,
     DRAINED,
     EX_OK,
     EX_RECYCLE,
@@ -58,7 +60,7 @@ from .submissions import Submissions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
 #: Seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up, but
@@ -134,6 +136,8 @@ class Member:
         self.retired = False
         #: has been told to exit
         self.dismissed = False
+        #: says that it is about to exit
+        self.leaving = False
         #: has ended, and all that it sent has been read
         self.over = False
         #: what it was at when it ended: number of the task, job, number in the job
@@ -190,8 +194,8 @@ class NativeDrive(Drive):
         self._changes: SimpleQueue[None] = SimpleQueue()
         self._messages: deque[Any] = deque()
         self.maintenance = threading.RLock()
-        #: workers have what this process has
-        self.forks = getattr(pool._ctx, "get_start_method", str)() == "fork"
+        #: how workers are started
+        self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
@@ -241,6 +245,7 @@ class NativeDrive(Drive):
             {
                 UP: self._on_up,
                 UNFIT: self._on_unfit,
+                DEATH: self._on_leaving,
                 OVER: self._on_over,
                 SOFT: self._on_soft,
                 HARD: self._on_hard,
@@ -460,18 +465,34 @@ class NativeDrive(Drive):
         return lane, lane, None
 
     def launch(self, worker: Any) -> None:
-        lane = worker.inq.shared
-        if self.forks:
+        if self.method == "fork":
             wait_for_imports()
-        self._launching = lane
+        self._launching = worker.inq.shared
         try:
             worker.start()
-        except BaseException:
-            self.workers.remove(worker)
-            worker.inq.let_go()
-            raise
         finally:
             self._launching = None
+            self._take_in(worker)
+
+    @property
+    def launches_together(self) -> bool:  # type: ignore[override]
+        return bool(self.method == "forkserver")
+
+    def launch_all(self, workers: Sequence[Any]) -> None:
+        try:
+            start_all(workers)
+        finally:
+            for worker in workers:
+                self._take_in(worker)
+
+    def _take_in(self, worker: Any) -> None:
+        """A worker has been started, or has not."""
+        lane = worker.inq.shared
+        if worker._popen is None:
+            self.workers.remove(worker)
+            self.engine.forgo(lane)
+            worker.inq.let_go()
+            return
         lane.withhold()
         self.members[worker.pid] = Member(worker)
         self.engine.attach(lane, worker.pid, worker._popen.sentinel)
@@ -528,6 +549,17 @@ class NativeDrive(Drive):
         member = self.members.get(pid)
         if member is not None:
             member.unfit = info
+
+    def is_leaving(self, worker: Any) -> bool:
+        member = self.members.get(worker.pid)
+        return member is not None and member.leaving
+
+    def _on_leaving(self, pid: int, exitcode: int) -> None:
+        member = self.members.get(pid)
+        if member is not None and exitcode == EX_RECYCLE:
+            # Its successor need not wait until it is gone.
+            member.leaving = True
+            self.change()
 
     def _on_over(self, pid: int, lost: Any) -> None:
         member = self.members.get(pid)

@@ -362,8 +362,14 @@ impl PoolEngine {
     /// The shared memory of the next worker.
     fn lane(&self) -> PyResult<PoolLane> {
         let hub = self.hub()?;
-        let index = hub.state().vacancy();
-        PoolLane::create(hub, index)
+        let index = hub.state().reserve();
+        PoolLane::create(hub, index).inspect_err(|_| hub.state().release(index))
+    }
+
+    /// No worker has been started with it.
+    fn forgo(&self, lane: &PoolLane) -> PyResult<()> {
+        self.hub()?.state().release(lane.index().into());
+        Ok(())
     }
 
     /// A worker has been started with `lane`: `sentinel` becomes readable when it ends.
