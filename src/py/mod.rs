@@ -15,6 +15,7 @@ mod framing;
 mod heap;
 mod lent;
 mod process;
+mod queues;
 mod shared_memory;
 mod sharedctypes;
 mod synchronize;
@@ -29,6 +30,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     forkserver::register(module)?;
     heap::register(module)?;
     process::register(module)?;
+    queues::register(module)?;
     shared_memory::register(module)?;
     sharedctypes::register(module)?;
     synchronize::register(module)?;

@@ -40,6 +40,10 @@ unsafe impl Send for Target<'_> {}
 unsafe impl Sync for Target<'_> {}
 
 impl<'a> Source<'a> {
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        self.ptr
+    }
+
     /// # Safety
     /// `ptr` must be readable for `len` bytes during `'a`.
     pub unsafe fn from_raw(ptr: *const u8, len: usize) -> Self {
@@ -80,14 +84,21 @@ impl<'a> Source<'a> {
 
     /// A copy of the bytes as they are now.
     pub fn to_vec(self) -> Vec<u8> {
-        let mut copy = Vec::with_capacity(self.len);
-        // SAFETY: the source is readable for `len` bytes, the vector has room for as many, and they
-        // cannot overlap because the vector is new.
-        unsafe {
-            std::ptr::copy_nonoverlapping(self.ptr, copy.as_mut_ptr(), self.len);
-            copy.set_len(self.len);
-        }
+        let mut copy = Vec::new();
+        self.append_to(&mut copy);
         copy
+    }
+
+    /// Copies the bytes as they are now to the end of `vec`.
+    pub fn append_to(self, vec: &mut Vec<u8>) {
+        vec.reserve(self.len);
+        // SAFETY: the source is readable for `len` bytes, the vector has room for as many, and they
+        // cannot overlap because nobody else knows the room of a vector that is borrowed mutably.
+        unsafe {
+            let end = vec.as_mut_ptr().add(vec.len());
+            std::ptr::copy_nonoverlapping(self.ptr, end, self.len);
+            vec.set_len(vec.len() + self.len);
+        }
     }
 }
 
@@ -102,6 +113,10 @@ impl<'a> From<&'a [u8]> for Source<'a> {
 }
 
 impl<'a> Target<'a> {
+    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr
+    }
+
     /// # Safety
     /// `ptr` must be writable for `len` bytes during `'a`.
     pub unsafe fn from_raw(ptr: *mut u8, len: usize) -> Self {
@@ -136,7 +151,18 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Parts with the first `n` bytes.
+    pub fn take_first(&mut self, n: usize) -> Self {
+        let first = Self {
+            len: n.min(self.len),
+            ..*self
+        };
+        self.skip(n);
+        first
+    }
+
     /// Copies `source` to the beginning, as far as there is room.
+    #[inline]
     pub fn copy_from(&mut self, source: Source<'_>) {
         let n = source.len.min(self.len);
         // SAFETY: one is readable, the other writable for `n` bytes; `copy` lets them overlap.

@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod errno;
+pub mod extent;
 pub mod fdpass;
 pub mod fork;
 pub mod futex;
@@ -23,3 +24,4 @@ pub mod shm;
 pub mod spare;
 pub mod spawn;
 pub mod template;
+pub mod thread;

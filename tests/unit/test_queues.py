@@ -310,7 +310,8 @@ def test_child_forked_from_a_process_that_has_put_can_put() -> None:
             assert q.get(timeout=60) == "from the child"
 
 
-def get_for_ever(q: Any) -> None:
+def get_for_ever(q: Any, ready: Any) -> None:
+    ready.release()
     while True:
         q.get()
 
@@ -318,12 +319,13 @@ def get_for_ever(q: Any) -> None:
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
 def test_killed_consumer_holds_up_nobody(ctx: Any, kind: str) -> None:
     q = getattr(ctx, kind)()
+    ready = ctx.Semaphore(0)
     with closing(q):
-        victims = [ctx.Process(target=get_for_ever, args=(q,)) for _ in range(2)]
+        victims = [ctx.Process(target=get_for_ever, args=(q, ready)) for _ in range(2)]
         for victim in victims:
             victim.start()
-        while q._rlock.acquire(False):  # until one of them waits in get()
-            q._rlock.release()
+        for _ in victims:
+            assert ready.acquire(timeout=60)
         for victim in victims:
             victim.kill()
             victim.join()
