@@ -7,6 +7,18 @@ from typing_extensions import Buffer, disjoint_base
 
 __version__: str
 
+# ---- src/py/codec.rs ----
+
+def plain_dumps(obj: object, /, *more: object) -> bytes | None:
+    """The pickle of a plain value, or of a tuple of several; None if it is not plain. For tests.
+
+    Plain are `None`, `bool`, `int`, `float`, `str`, `bytes`, and `tuple`, `list` and `dict` of plain
+    values: objects of exactly these types, not too large, and no list or dict met twice.
+    """
+
+def plain_loads(data: bytes, /) -> Any:
+    """The plain value of a pickle; ValueError if it is not plain, or no pickle. For tests."""
+
 # ---- src/py/connection.rs ----
 
 @final

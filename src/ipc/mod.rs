@@ -15,6 +15,7 @@ pub mod heap;
 pub mod lease;
 pub mod outbox;
 pub mod owned;
+pub mod plain;
 pub mod ring;
 pub mod semaphore;
 pub mod sleepers;

@@ -9,6 +9,7 @@ pub mod buffer;
 pub mod error;
 pub mod late;
 
+mod codec;
 mod connection;
 mod forkserver;
 mod framing;
@@ -26,6 +27,7 @@ use pyo3::prelude::*;
 #[pymodule]
 fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    codec::register(module)?;
     connection::register(module)?;
     forkserver::register(module)?;
     heap::register(module)?;
