@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import os
 import weakref
+from _pickle import Pickler
 from queue import Empty as Empty
 from queue import Full as Full
 
 from . import _core, connection, context, heap
 from .compat import get_errno as get_errno
-from .reduction import _REFUSALS, ForkingPickler, Pickler
+from .reduction import _REFUSALS, ForkingPickler
 from .util import Finalize, debug, register_after_fork
 from .util import error as error
 from .util import info as info

@@ -23,10 +23,10 @@ use nix::errno::Errno;
 use super::family::{Promise, Table, World};
 use super::heap::{self, Heap, Spot};
 use crate::sys::clock;
-use crate::sys::fork::{self, ForkLock};
-use crate::sys::life;
 use crate::sys::extent;
+use crate::sys::fork::{self, ForkLock};
 use crate::sys::io::Target;
+use crate::sys::life;
 use crate::sys::memory::{self, BytesRef, LINE, LineRef, Mapping, PAGE, WordsRef};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"billiard");

@@ -8,7 +8,7 @@
 //!          256   the table of overflows
 //!          4096  the ring's data
 //!          ...   the table of chunks
-//!  file    1 MiB (n + 1): chunk n, not mapped
+//!  file    2 MiB and then the chunks, not mapped
 //! ```
 //! The first three words of the first two lines are those of an internal lock of `synchronize`,
 //! so that Python can hold them too.
@@ -34,6 +34,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::arena::Block;
+use super::fifo::spill::CHUNK;
 use super::fifo::{self, Appender, At, Store, bell, overflow, spill};
 use super::owned::{self, Got};
 use crate::sys::io::{self, Source, Target};
@@ -42,9 +43,9 @@ use crate::sys::memory::{self, BytesRef, LINE, LineRef, PAGE, WordsRef};
 use crate::sys::poll::{Readiness, poll_one};
 
 /// Bytes of a ring's data.
-pub const CAPACITY: usize = 256 << 10;
+pub const CAPACITY: usize = 1 << 20;
 /// Longer messages go beside the ring.
-pub const LONGEST: usize = fifo::longest(CAPACITY);
+pub const LONGEST: usize = 32 << 10;
 /// How many chunks there can be: 64 GiB.
 const CHUNKS: usize = 1 << 16;
 
@@ -52,6 +53,15 @@ const DATA: usize = PAGE;
 const SPILL: usize = DATA + CAPACITY;
 const SIZE: usize = SPILL + spill::words(CHUNKS) * 8;
 const OVERFLOW: usize = 4 * LINE;
+/// Where the chunks begin in the file, which has its own head before the block.
+const CHUNKS_AT: u64 = 2 * CHUNK;
+const _: () = assert!((PAGE + SIZE) as u64 <= CHUNKS_AT, "nothing overlaps");
+const _: () = assert!(LONGEST <= fifo::longest(CAPACITY));
+
+/// Where a chunk is in the file.
+pub fn chunk_at(chunk: u32) -> u64 {
+    CHUNKS_AT + u64::from(chunk) * CHUNK
+}
 
 const DONE: usize = 0;
 const LIMIT: usize = 1;
@@ -449,7 +459,10 @@ impl Channel {
     }
 
     /// Takes the chunks of the dead, for the caller to free. `named` says which ones a message is in.
-    pub fn chunks_of_the_dead(&self, named: impl Fn(u32, &[u8]) -> Vec<spill::Run>) -> Vec<spill::Run> {
+    pub fn chunks_of_the_dead(
+        &self,
+        named: impl Fn(u32, &[u8]) -> Vec<spill::Run>,
+    ) -> Vec<spill::Run> {
         let limit = Some(Duration::from_millis(200));
         if !self.lock_through(At::WLock, limit) {
             return Vec::new();

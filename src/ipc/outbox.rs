@@ -109,7 +109,11 @@ impl Outbox {
     pub fn push(self: &Arc<Self>, channel: &Arc<Channel>, tag: u32, message: Source<'_>) {
         let mut waiting = self.waiting();
         let room = HEADER + message.len();
-        if waiting.sheaves.back().is_none_or(|last| last.len() + room > last.capacity()) {
+        if waiting
+            .sheaves
+            .back()
+            .is_none_or(|last| last.len() + room > last.capacity())
+        {
             let sheaf = Vec::with_capacity(SHEAF.max(room));
             waiting.sheaves.push_back(sheaf);
         }
@@ -256,7 +260,10 @@ fn record(sheaf: &[u8], at: usize) -> Option<(u32, &[u8])> {
     Some((tag, sheaf.get(at + HEADER..at + HEADER + len)?))
 }
 
-const _: () = assert!(SHEAF < CAPACITY / 2, "room for a sheaf is what is waited for");
+const _: () = assert!(
+    SHEAF < CAPACITY / 2,
+    "room for a sheaf is what is waited for"
+);
 
 #[cfg(all(test, not(loom)))]
 mod tests {
@@ -269,7 +276,9 @@ mod tests {
         let record = fifo::peek(&channel.memory).unwrap();
         let message = record.map(|record| {
             let mut bytes = vec![0; record.len];
-            channel.memory.read(record.offset, Target::from(&mut bytes[..]));
+            channel
+                .memory
+                .read(record.offset, Target::from(&mut bytes[..]));
             fifo::advance(&channel.memory, &record);
             bytes
         });

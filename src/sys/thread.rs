@@ -16,9 +16,7 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> nix::Result<()
     let _ = pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
     match started {
         Ok(_) => Ok(()),
-        Err(error) => Err(error
-            .raw_os_error()
-            .map_or(Errno::EAGAIN, Errno::from_raw)),
+        Err(error) => Err(error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw)),
     }
 }
 
@@ -32,7 +30,10 @@ mod tests {
     fn signals_are_blocked_there_and_only_there() {
         let mine = SigSet::thread_get_mask().unwrap();
         let (tell, told) = channel();
-        start("quiet", move || tell.send(SigSet::thread_get_mask().unwrap()).unwrap()).unwrap();
+        start("quiet", move || {
+            tell.send(SigSet::thread_get_mask().unwrap()).unwrap()
+        })
+        .unwrap();
         assert!(told.recv().unwrap().contains(nix::sys::signal::SIGALRM));
         assert_eq!(SigSet::thread_get_mask().unwrap(), mine);
     }

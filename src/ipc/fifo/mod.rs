@@ -128,11 +128,20 @@ pub fn is_empty<S: Store>(store: &S) -> bool {
     store.word(At::Tail).load() == head
 }
 
+/// Bytes of the data that are in use.
+fn used<S: Store>(store: &S) -> usize {
+    let head = cursor(store, At::Head).unit;
+    cursor(store, At::Tail).unit.wrapping_sub(head) as usize * UNIT
+}
+
 /// Whether so much is free that somebody with an overflow should go on.
 pub fn has_room<S: Store>(store: &S) -> bool {
-    let head = cursor(store, At::Head).unit;
-    let used = cursor(store, At::Tail).unit.wrapping_sub(head) as usize * UNIT;
-    used <= store.capacity() / 2
+    used(store) <= store.capacity() / 2
+}
+
+/// Whether there is room for one of the longest messages, or many short ones.
+pub fn has_some_room<S: Store>(store: &S) -> bool {
+    used(store) <= store.capacity() / 4 * 3
 }
 
 /// Messages being appended by the holder of `W_LOCK`; they are there from

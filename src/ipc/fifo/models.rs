@@ -24,7 +24,9 @@ unsafe impl Send for Memory {}
 impl Memory {
     fn new(capacity: usize) -> Arc<Self> {
         Arc::new(Self {
-            words: (0..=At::Chunks as usize).map(|_| ModelWord::new(0)).collect(),
+            words: (0..=At::Chunks as usize)
+                .map(|_| ModelWord::new(0))
+                .collect(),
             data: (0..capacity / 8).map(|_| Cell::new([0; 8])).collect(),
         })
     }
@@ -124,7 +126,9 @@ fn loom_every_message_is_taken_once_and_whole() {
         let mut got = [get(&ring, 9), get(&ring, 9)];
         got.sort_unstable();
         assert_eq!(got, [1, 2]);
-        writers.into_iter().for_each(|writer| writer.join().unwrap());
+        writers
+            .into_iter()
+            .for_each(|writer| writer.join().unwrap());
         assert!(is_empty(&*ring));
     });
 }
@@ -219,9 +223,8 @@ fn loom_who_waits_for_all_tasks_sees_the_last_one_done() {
             })
         };
         let times = bell::times_done(&*ring);
-        let look = || {
-            (unfinished(&*ring, 0) == 0 || bell::times_done(&*ring) != times).then_some(())
-        };
+        let look =
+            || (unfinished(&*ring, 0) == 0 || bell::times_done(&*ring) != times).then_some(());
         bell::wait(&*ring, At::Joins, None, look, || ()).unwrap();
         worker.join().unwrap();
     });

@@ -124,12 +124,7 @@ impl<W: Word> Table<'_, W> {
 
     /// For the holder of both locks: makes mine what the dead had and no message in the ring
     /// (`named`) is in; returns it.
-    pub fn bury(
-        &self,
-        me: Identity,
-        named: &[Run],
-        runs: impl Fn(Identity) -> bool,
-    ) -> Vec<Run> {
+    pub fn bury(&self, me: Identity, named: &[Run], runs: impl Fn(Identity) -> bool) -> Vec<Run> {
         let mut wanted = vec![false; self.used() as usize];
         for run in named {
             let end = (run.start as usize + run.count as usize).min(wanted.len());

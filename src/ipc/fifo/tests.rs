@@ -81,7 +81,8 @@ fn what_goes_in_comes_out_whole_and_in_order() {
         unit: u32::MAX - 1023,
     };
     for at in [At::Head, At::Tail, At::HeadSeen, At::TailSeen] {
-        ring.word(at).store(start.pack(), std::sync::atomic::Ordering::Relaxed);
+        ring.word(at)
+            .store(start.pack(), std::sync::atomic::Ordering::Relaxed);
     }
     let mut state = 0x9e37_79b9_7f4a_7c15;
     let mut inside: VecDeque<(u32, Vec<u8>)> = VecDeque::new();
@@ -110,12 +111,11 @@ fn what_goes_in_comes_out_whole_and_in_order() {
 fn what_is_not_committed_never_was() {
     let ring = Memory::new(256);
     put(&ring, 1, b"one");
-    let mut appender = Appender::begin(&ring);
-    assert!(appender.add(2, Source::from(&b"never"[..])));
-    drop(appender); // its writer died
+    // A writer that died.
+    assert!(Appender::begin(&ring).add(2, Source::from(&b"never"[..])));
     put(&ring, 3, b"three");
     assert_eq!(take(&ring).unwrap().0, 1);
-    assert_eq!(peek(&ring).unwrap().unwrap().tag, 3); // and its reader died
+    assert_eq!(peek(&ring).unwrap().unwrap().tag, 3); // a reader that died
     assert_eq!(take(&ring).unwrap(), (3, b"three".to_vec()));
     assert_eq!(take(&ring), None);
 }
@@ -134,7 +134,8 @@ fn garbage_is_an_error_and_never_a_panic() {
             count: 5,
             unit: random(&mut state) as u32 % 30,
         };
-        ring.word(At::Tail).store(tail.pack(), std::sync::atomic::Ordering::Relaxed);
+        ring.word(At::Tail)
+            .store(tail.pack(), std::sync::atomic::Ordering::Relaxed);
         while let Ok(Some(record)) = peek(&ring) {
             advance(&ring, &record);
         }
@@ -191,14 +192,21 @@ fn many_writers_and_readers() {
                     let Some((tag, bytes)) = locked(ring, At::RLock, reader, || take(ring)) else {
                         let look = || (!is_empty(ring)).then_some(());
                         let limit = Some(Duration::from_secs(1));
-                        if bell::wait(ring, At::Items, limit, look, || ()).unwrap().is_none() {
+                        if bell::wait(ring, At::Items, limit, look, || ())
+                            .unwrap()
+                            .is_none()
+                        {
                             return;
                         }
                         continue;
                     };
                     bell::ring_all_if(ring, At::Room, || has_room(ring));
                     let number = u64::from_le_bytes(bytes.try_into().unwrap());
-                    assert!(last[tag as usize].replace(number).is_none_or(|last| last < number));
+                    assert!(
+                        last[tag as usize]
+                            .replace(number)
+                            .is_none_or(|last| last < number)
+                    );
                     sum.fetch_add(number + 1, std::sync::atomic::Ordering::Relaxed);
                 }
             });

@@ -20,7 +20,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyList;
 
 use super::message::{BYTES, LONG, PICKLE, loads};
-use crate::ipc::channel::{Channel, LONGEST};
+use crate::ipc::channel::{Channel, LONGEST, chunk_at};
 use crate::ipc::fifo::spill::{CHUNK, KEPT, Run};
 use crate::ipc::fifo::{At, bell};
 use crate::py::buffer::{ArrayInMaking, BytesInMaking, Room};
@@ -136,7 +136,7 @@ fn pieces(
         }
         let piece = (size - skip).min(len - done);
         if piece > 0 {
-            copy((u64::from(run.start) + 1) * CHUNK + skip, done, piece)?;
+            copy(chunk_at(run.start) + skip, done, piece)?;
         }
         done += piece;
         skip = 0;
@@ -192,8 +192,7 @@ fn give_memory_back(channel: &Channel, runs: &[Run]) {
     for run in runs.iter().filter(|run| run.start + run.count > KEPT) {
         let (start, end) = (run.start.max(KEPT), run.start + run.count);
         if let Ok(file) = channel.file() {
-            let (at, len) = (u64::from(start) + 1, u64::from(end - start));
-            extent::punch(file, at * CHUNK, len * CHUNK);
+            extent::punch(file, chunk_at(start), u64::from(end - start) * CHUNK);
         }
     }
 }
@@ -330,9 +329,7 @@ impl Taken {
         let mut start = 0;
         for mut target in targets {
             let len = target.len() as u64;
-            let read = |at, _, len: u64| {
-                extent::read_at(file, at, target.take_first(len as usize))
-            };
+            let read = |at, _, len: u64| extent::read_at(file, at, target.take_first(len as usize));
             pieces(&self.place.runs, start, len, read)?;
             start += aligned(len);
         }

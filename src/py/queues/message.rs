@@ -17,6 +17,7 @@ use pyo3::types::{PyBytes, PyList, PyTuple};
 use super::long::Long;
 use crate::ipc::channel::{Channel, LONGEST};
 use crate::py::buffer::Outgoing;
+use crate::py::codec;
 use crate::sys::io::Source;
 
 pub const PICKLE: u32 = 0;
@@ -128,20 +129,20 @@ impl Message {
 
 /// Plain values, without Python's pickler; `None` for all others.
 #[inline]
-fn encode_plain(_obj: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
-    None
-}
-
-/// The inverse of [`encode_plain`]; `None` for what only Python's unpickler understands.
-#[inline]
-fn decode_plain<'py>(_py: Python<'py>, _pickle: &[u8]) -> Option<Bound<'py, PyAny>> {
+fn encode_plain(obj: &Bound<'_, PyAny>) -> Option<Vec<u8>> {
+    let mut pickle = SCRATCH.take();
+    pickle.clear();
+    if codec::encode(obj, &mut pickle) {
+        return Some(pickle);
+    }
+    SCRATCH.set(pickle);
     None
 }
 
 /// The object in a pickle.
 #[inline]
 pub fn decode<'py>(py: Python<'py>, pickle: &[u8]) -> PyResult<Bound<'py, PyAny>> {
-    match decode_plain(py, pickle) {
+    match codec::decode(py, pickle) {
         Some(object) => Ok(object),
         None => loads(py, PyBytes::new(py, pickle).as_any(), None),
     }

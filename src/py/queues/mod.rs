@@ -73,18 +73,22 @@ impl Drop for Parts {
     }
 }
 
+/// Memory on the stack for a short pickle.
+type Short = [u8; SHORT];
+
 /// A message as it came out of the ring.
 enum Raw {
-    Short([u8; SHORT], usize),
+    /// so many bytes of a pickle, in the buffer of who took it
+    Short(usize),
     Pickle(Vec<u8>),
     Bytes(Py<PyBytes>),
     Long(Taken),
 }
 
 impl Raw {
-    fn decode<'py>(self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+    fn decode<'py>(self, py: Python<'py>, short: &Short) -> PyResult<Bound<'py, PyAny>> {
         match self {
-            Self::Short(bytes, len) => message::decode(py, &bytes[..len]),
+            Self::Short(len) => message::decode(py, &short[..len]),
             Self::Pickle(bytes) => message::decode(py, &bytes),
             Self::Bytes(bytes) => Ok(bytes.into_bound(py).into_any()),
             Self::Long(taken) => taken.read(py),
@@ -136,17 +140,25 @@ impl Parts {
 
     /// Takes up to `most` messages out of the ring, as they are.
     fn take(&self, py: Python<'_>, deadline: Deadline, most: usize) -> PyResult<Vec<Raw>> {
-        let mut taken = Vec::new();
+        let (mut taken, mut short) = (Vec::new(), [0; SHORT]);
         while taken.len() < most
-            && let Some(raw) = self.take_one(py, deadline)?
+            && let Some(raw) = self.take_one(py, deadline, &mut short)?
         {
-            taken.push(raw);
+            taken.push(match raw {
+                Raw::Short(len) => Raw::Pickle(short[..len].to_vec()),
+                other => other,
+            });
         }
         Ok(taken)
     }
 
     #[inline]
-    fn take_one(&self, py: Python<'_>, deadline: Deadline) -> PyResult<Option<Raw>> {
+    fn take_one(
+        &self,
+        py: Python<'_>,
+        deadline: Deadline,
+        short: &mut Short,
+    ) -> PyResult<Option<Raw>> {
         let channel = &self.channel;
         if fifo::is_empty(&channel.memory) {
             channel.found_empty();
@@ -157,7 +169,7 @@ impl Parts {
         }
         let raw = match fifo::peek(&channel.memory) {
             Ok(None) => Ok(None),
-            Ok(Some(record)) => self.copy_out(py, &record).map(Some),
+            Ok(Some(record)) => self.copy_out(py, &record, short).map(Some),
             Err(fifo::Corrupt) => {
                 fifo::reset(&channel.memory);
                 Err(corrupt())
@@ -170,14 +182,13 @@ impl Parts {
 
     /// For the holder of `R_LOCK`. On an error without memory the message stays.
     #[inline]
-    fn copy_out(&self, py: Python<'_>, record: &Record) -> PyResult<Raw> {
+    fn copy_out(&self, py: Python<'_>, record: &Record, short: &mut Short) -> PyResult<Raw> {
         let memory = &self.channel.memory;
         let len = record.len;
         let raw = match record.tag {
             PICKLE if len <= SHORT => {
-                let mut bytes = [0; SHORT];
-                memory.read(record.offset, Target::from(&mut bytes[..len]));
-                Raw::Short(bytes, len)
+                memory.read(record.offset, Target::from(&mut short[..len]));
+                Raw::Short(len)
             }
             BYTES => {
                 let mut bytes = BytesInMaking::new(py, len)?;
@@ -217,16 +228,12 @@ impl Parts {
         Ok(found.is_some())
     }
 
-    fn get(&self, py: Python<'_>, deadline: Deadline, most: usize) -> PyResult<Vec<Raw>> {
-        loop {
-            let taken = self.take(py, deadline, most)?;
-            if !taken.is_empty() {
-                return Ok(taken);
-            }
-            if !self.wait_for_item(py, deadline)? && !self.is_on_its_way(py)? {
-                return Err(Empty::new_err(()));
-            }
+    /// Waits for something to take; `queue.Empty` when the time was over.
+    fn wait_or_empty(&self, py: Python<'_>, deadline: Deadline) -> PyResult<()> {
+        if self.wait_for_item(py, deadline)? || self.is_on_its_way(py)? {
+            return Ok(());
         }
+        Err(Empty::new_err(()))
     }
 
     /// Nothing is in the ring, but a process may be about to move something there: it counts as
@@ -267,37 +274,52 @@ impl Parts {
 
     /// Puts a message, into the ring or behind what waits for room there.
     fn put_one(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
-        let channel = &self.channel;
         let outbox = self.outbox();
-        let waits = outbox.is_busy();
-        if waits && channel.limit() == 0 {
-            outbox.prepare(channel).map_err(os_error)?;
+        if !outbox.is_busy() {
+            for again in [true, false] {
+                let put = self.put_into_ring(py, message)?;
+                if put != Put::NoRoom {
+                    return Ok(put);
+                }
+                if !again || !self.look_for_room(py) {
+                    break;
+                }
+            }
+        }
+        self.put_behind(py, message, &outbox)
+    }
+
+    #[inline]
+    fn put_into_ring(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+        let channel = &self.channel;
+        self.lock(py, At::WLock, Deadline::Never)?;
+        let put = channel.put(message.tag(), message.source(py));
+        channel.unlock(At::WLock);
+        if put == Put::Done {
+            channel.tell(1);
+        }
+        Ok(put)
+    }
+
+    /// Looks on for a moment whether readers make room: cheaper than to have it moved later.
+    fn look_for_room(&self, py: Python<'_>) -> bool {
+        let memory = &self.channel.memory;
+        let look = || fifo::has_some_room(memory).then_some(());
+        py.detach(|| self.writers.spin(many_cpus, look)).is_some()
+    }
+
+    fn put_behind(&self, py: Python<'_>, message: &Message, outbox: &Arc<Outbox>) -> PyResult<Put> {
+        let channel = &self.channel;
+        // First what can fail.
+        outbox.prepare(channel).map_err(os_error)?;
+        self.lock(py, At::WLock, Deadline::Never)?;
+        let is_full = channel.is_full_now();
+        if !is_full {
             outbox.count(channel);
-        } else {
-            self.lock(py, At::WLock, Deadline::Never)?;
-            let put = if !waits {
-                channel.put(message.tag(), message.source(py))
-            } else if channel.is_full_now() {
-                Put::Full
-            } else {
-                Put::NoRoom
-            };
-            let prepared = if put == Put::NoRoom {
-                outbox.prepare(channel)
-            } else {
-                Ok(())
-            };
-            if prepared.is_ok() && put == Put::NoRoom {
-                outbox.count(channel);
-            }
-            channel.unlock(At::WLock);
-            prepared.map_err(os_error)?;
-            if put == Put::Done {
-                channel.tell(1);
-            }
-            if put != Put::NoRoom {
-                return Ok(put);
-            }
+        }
+        channel.unlock(At::WLock);
+        if is_full {
+            return Ok(Put::Full);
         }
         outbox.push(channel, message.tag(), message.source(py));
         Ok(Put::NoRoom)
@@ -495,12 +517,12 @@ impl Queue {
         let parts = Self::open_parts(slf)?;
         let py = slf.py();
         let until = deadline(block, timeout)?;
-        if let Some(raw) = parts.take_one(py, until)? {
-            return raw.decode(py);
-        }
-        match parts.get(py, until, 1)?.pop() {
-            Some(raw) => raw.decode(py),
-            None => Err(Empty::new_err(())),
+        let mut short = [0; SHORT];
+        loop {
+            if let Some(raw) = parts.take_one(py, until, &mut short)? {
+                return raw.decode(py, &short);
+            }
+            parts.wait_or_empty(py, until)?;
         }
     }
 
@@ -553,10 +575,17 @@ impl Queue {
         if most == Some(0) {
             return Ok(found);
         }
-        for raw in parts.get(py, until, most.unwrap_or(usize::MAX))? {
-            found.append(raw.decode(py)?)?;
+        loop {
+            let taken = parts.take(py, until, most.unwrap_or(usize::MAX))?;
+            if taken.is_empty() {
+                parts.wait_or_empty(py, until)?;
+                continue;
+            }
+            for raw in taken {
+                found.append(raw.decode(py, &[0; SHORT])?)?;
+            }
+            return Ok(found);
         }
-        Ok(found)
     }
 
     /// How many objects there are.
@@ -586,7 +615,10 @@ impl Queue {
 
     fn _unfinished(&self) -> PyResult<u32> {
         let channel = &self.parts()?.channel;
-        Ok(fifo::unfinished(&channel.memory, channel.overflow().total()))
+        Ok(fifo::unfinished(
+            &channel.memory,
+            channel.overflow().total(),
+        ))
     }
 
     /// Says that an object has been dealt with; false if all had been.
