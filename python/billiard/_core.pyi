@@ -251,8 +251,29 @@ class Queue:
     def _is_moving(self) -> bool:
         """Whether there is anything left to move."""
 
-    def _flush(self, timeout: float | None = None) -> bool:
-        """Waits until there is nothing left to move. False after `timeout` seconds."""
+    def _mover(self) -> QueueMover:
+        """The thread that moves it."""
+
+@final
+class QueueMover:
+    """The thread of the core that moves into a queue what this process has put. Process-local."""
+
+    @property
+    def name(self) -> str:
+        """What multiprocessing calls it."""
+
+    @property
+    def daemon(self) -> bool:
+        """True: it holds up nobody."""
+
+    def is_alive(self) -> bool:
+        """Whether there is something to move."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until there is nothing left to move, for at most `timeout` seconds."""
+
+    def finish(self) -> None:
+        """The same at the end of the process; ends early if no process takes anything any more."""
 
 # ---- src/py/shared_memory.rs ----
 

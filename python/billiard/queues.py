@@ -219,28 +219,6 @@ class _Buffer:
         return iter(())
 
 
-class _Mover:
-    """The core's thread that moves messages into the ring: it has the look of a thread."""
-
-    name = "QueueFeederThread"
-    daemon = True
-
-    def __init__(self, queue: Queue) -> None:
-        # Not the queue: it is to go when its last user lets go of it.
-        self._queue = weakref.ref(queue)
-
-    def is_alive(self) -> bool:
-        """Whether there is something to move."""
-        queue = self._queue()
-        return queue is not None and queue._is_moving()
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until nothing is left to move, for at most `timeout` seconds."""
-        queue = self._queue()
-        if queue is not None:
-            queue._flush(timeout)
-
-
 # ---- the queues ----
 
 
@@ -275,6 +253,7 @@ class Queue(_core.Queue):
         self._ignore_epipe, self._maxsize, lent, reader, writer, self._opid = state
         self._adopt(heap.borrow(lent), reader.detach(), writer.detach())
         self._after_fork()
+        register_after_fork(self, Queue._after_fork)
 
     def _after_fork(self) -> None:
         # What the parent still had to move is the parent's business.
@@ -284,7 +263,7 @@ class Queue(_core.Queue):
         self._recv = self._reader.recv
         self._recv_bytes = self._reader.recv_bytes
         self._send_bytes = self._writer.send_bytes
-        self._thread: _Mover | None = None
+        self._thread: _core.QueueMover | None = None
         self._jointhread: Finalize | None = None
         self._close: Finalize | None = None
         self._joincancelled = False
@@ -319,7 +298,7 @@ class Queue(_core.Queue):
         if not self._closed:
             raise ValueError(f"Queue {self!r} not closed")
         if not self._joincancelled:
-            self._flush()
+            self._mover().join()
 
     def cancel_join_thread(self) -> None:
         """Do not wait at exit until what this process has put is sent: it may be lost."""
@@ -340,19 +319,12 @@ class Queue(_core.Queue):
     def _start_thread(self) -> None:
         # The core calls this when it starts to move messages, once in a process.
         debug("Queue._start_thread()")
-        self._thread = _Mover(self)
+        self._thread = mover = self._mover()
         # All who use a queue are descendants of the process that made it. When that one ends they
         # have ended, and there is nobody to send anything to.
         if not self._joincancelled and self._opid != os.getpid():
-            # Holds the queue: what was put is sent although its user has let go of it.
-            self._jointhread = Finalize(None, Queue._finalize_join, [self], exitpriority=-5)
+            self._jointhread = Finalize(None, mover.finish, exitpriority=-5)
         self._close = Finalize(self, debug, ["closing a queue"], exitpriority=10)
-
-    def _finalize_join(self) -> None:
-        debug("moving what is left in a queue")
-        # With our own reading end closed the core sees whether anybody has another.
-        self._close_reader()
-        self._flush()
 
     # Where multiprocessing has these, for those who look.
 

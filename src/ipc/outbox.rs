@@ -15,6 +15,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::channel::{CAPACITY, Channel};
 use super::fifo::overflow::Place;
 use super::fifo::{self, Appender, At, bell};
@@ -140,7 +142,10 @@ impl Outbox {
         let slice = Duration::from_millis(200);
         let slice = timeout.map_or(slice, |left| left.min(slice));
         match Word::wait(&self.emptied, times as u32, Some(slice)) {
-            Ok(()) | Err(nix::errno::Errno::ETIMEDOUT) => Ok(!self.is_busy()),
+            // Over, or a look now and then: at signals too, see `bell`.
+            Ok(()) => Ok(!self.is_busy()),
+            Err(Errno::ETIMEDOUT) if timeout == Some(slice) => Ok(!self.is_busy()),
+            Err(Errno::ETIMEDOUT) => Err(Errno::EINTR),
             Err(errno) => Err(errno),
         }
     }
@@ -226,7 +231,7 @@ impl Outbox {
             let memory = &channel.memory;
             let look = || fifo::has_room(memory).then_some(());
             let limit = Some(Duration::from_millis(200));
-            match bell::wait(memory, At::Room, limit, look, || ()) {
+            match bell::wait(memory, At::Room, limit, look, || Ok(())) {
                 Ok(Some(())) => return true,
                 _ if channel.is_abandoned() => return false,
                 _ => {}

@@ -62,13 +62,15 @@ fn next_turn(now: u64) -> u64 {
 
 /// Sleeps until `look` finds something; `None` when the time was over, `EINTR` on a signal.
 ///
-/// `slice` is called whenever a piece of the wait is over: time to look for the dead.
+/// `slice` is called whenever a piece of the wait is over: time to look for the dead. Its error
+/// ends the wait: who runs handlers of signals says `EINTR`, so that one that came just before the
+/// sleep does not have to wait for what the sleep is for.
 pub fn wait<S: Store, T>(
     store: &S,
     bell: At,
     timeout: Option<Duration>,
     mut look: impl FnMut() -> Option<T>,
-    mut slice: impl FnMut(),
+    mut slice: impl FnMut() -> nix::Result<()>,
 ) -> nix::Result<Option<T>> {
     let word = store.word(bell);
     let mut sleeper = Sleeper::new(timeout, Pace::watchful());
@@ -83,7 +85,7 @@ pub fn wait<S: Store, T>(
         }
         match sleeper.sleep(word, before | SLEEPERS)? {
             Slept::Woken => {}
-            Slept::Slice => slice(),
+            Slept::Slice => slice()?,
             Slept::Deadline => return Ok(None),
         }
     }

@@ -109,7 +109,7 @@ fn get(ring: &Memory, pid: u32) -> u32 {
             return tag;
         }
         let look = || (!is_empty(ring)).then_some(());
-        bell::wait(ring, At::Items, None, look, || ()).unwrap();
+        bell::wait(ring, At::Items, None, look, || Ok(())).unwrap();
     }
 }
 
@@ -225,7 +225,7 @@ fn loom_who_waits_for_all_tasks_sees_the_last_one_done() {
         let times = bell::times_done(&*ring);
         let look =
             || (unfinished(&*ring, 0) == 0 || bell::times_done(&*ring) != times).then_some(());
-        bell::wait(&*ring, At::Joins, None, look, || ()).unwrap();
+        bell::wait(&*ring, At::Joins, None, look, || Ok(())).unwrap();
         worker.join().unwrap();
     });
 }

@@ -178,7 +178,7 @@ fn many_writers_and_readers() {
                     let message = number.to_le_bytes();
                     while !locked(ring, At::WLock, writer, || put(ring, writer, &message)) {
                         let look = || has_room(ring).then_some(());
-                        bell::wait(ring, At::Room, None, look, || ()).unwrap();
+                        bell::wait(ring, At::Room, None, look, || Ok(())).unwrap();
                     }
                     bell::ring(ring, At::Items, 1);
                 }
@@ -192,7 +192,7 @@ fn many_writers_and_readers() {
                     let Some((tag, bytes)) = locked(ring, At::RLock, reader, || take(ring)) else {
                         let look = || (!is_empty(ring)).then_some(());
                         let limit = Some(Duration::from_secs(1));
-                        if bell::wait(ring, At::Items, limit, look, || ())
+                        if bell::wait(ring, At::Items, limit, look, || Ok(()))
                             .unwrap()
                             .is_none()
                         {

@@ -161,7 +161,7 @@ fn take(channel: &Channel, count: u32) -> Option<Vec<Run>> {
                 At::Chunks,
                 Some(PATIENCE * count.min(64)),
                 look,
-                || (),
+                || Ok(()),
             );
             let paid = matches!(paid, Ok(Some(())));
             let doubt = if paid { 0 } else { (doubt * 2 + 1).min(255) };

@@ -9,16 +9,19 @@
 
 mod long;
 mod message;
+mod mover;
 mod parts;
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
+use nix::errno::Errno;
 use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
 use self::message::Message;
+use self::mover::Mover;
 use self::parts::{Parts, SHORT};
 use super::block::{Deadline, block_on};
 use super::error::os_error;
@@ -319,6 +322,7 @@ impl Queue {
         };
         let slice = || {
             channel.len();
+            Err(Errno::EINTR)
         };
         block_on(py, Deadline::Never, |left| {
             bell::wait(memory, At::Joins, left, look, slice)
@@ -357,27 +361,19 @@ impl Queue {
 
     // ---- what this process still has to move ----
 
+    /// The thread that moves it.
+    fn _mover(&self) -> PyResult<Mover> {
+        let parts = self.parts()?;
+        Ok(Mover::new(&parts.channel, parts.outbox()))
+    }
+
     /// Whether there is anything.
     fn _is_moving(&self) -> PyResult<bool> {
         Ok(self.parts()?.is_moving())
     }
-
-    /// Waits until there is nothing. False after `timeout` seconds.
-    #[pyo3(signature = (timeout=None))]
-    fn _flush(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        let outbox = self.parts()?.outbox();
-        let deadline = Deadline::after(timeout)?;
-        loop {
-            if block_on(py, deadline, |left| outbox.wait_until_empty(left))? {
-                return Ok(true);
-            }
-            if deadline.passed() {
-                return Ok(false);
-            }
-        }
-    }
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Mover>()?;
     module.add_class::<Queue>()
 }

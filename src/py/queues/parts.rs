@@ -214,7 +214,7 @@ impl Parts {
             {
                 return Ok(Some(()));
             }
-            bell::wait(memory, At::Items, left, look, || ())
+            bell::wait(memory, At::Items, left, look, || Err(Errno::EINTR))
         })?;
         Ok(found.is_some())
     }
@@ -257,6 +257,7 @@ impl Parts {
             // Counting leaves the dead out.
             let slice = || {
                 channel.len();
+                Err(Errno::EINTR)
             };
             bell::wait(&channel.memory, At::Places, left, look, slice)
         })?;
