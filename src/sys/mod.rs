@@ -3,6 +3,7 @@
 #![allow(unsafe_code)]
 
 pub mod clock;
+pub mod cpu;
 pub mod errno;
 pub mod extent;
 pub mod fdpass;

@@ -20,7 +20,7 @@ use crate::sys::life::Identity;
 /// Bytes.
 pub const CHUNK: u64 = 1 << 20;
 /// Chunks that keep their memory when they are free.
-pub const KEPT: u32 = 16;
+pub const KEPT: u32 = 32;
 
 /// Chunks ever used.
 const USED: usize = 0;

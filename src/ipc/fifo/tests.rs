@@ -158,8 +158,7 @@ fn tasks_are_counted_until_they_are_done() {
 
 fn locked<T>(ring: &Memory, lock: At, pid: u32, f: impl FnOnce() -> T) -> T {
     let me = Identity { pid, stamp: 1 };
-    let got = owned::wait(ring.word(lock), me, None, |_| true);
-    assert_eq!(got, Ok(Got::Free));
+    while owned::wait(ring.word(lock), me, None, |_| true) != Ok(Got::Free) {}
     let result = f();
     owned::release(ring.word(lock));
     result

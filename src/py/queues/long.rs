@@ -37,7 +37,7 @@ const LOOK_EVERY: u64 = 100;
 /// as much.
 const PATIENCE: Duration = Duration::from_micros(250);
 /// With fewer chunks in use it is not worth while.
-const FEW: u32 = 8;
+const FEW: u32 = 4;
 
 /// A message beside the ring that no record names yet; freed when dropped. *Process-local*.
 pub struct Long {

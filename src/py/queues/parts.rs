@@ -49,7 +49,7 @@ pub struct Parts {
 
 impl Drop for Parts {
     fn drop(&mut self) {
-        self.channel.close_reader();
+        self.channel.close(self.is_moving());
         if !self.outbox.get_mut().is_ours() {
             // The parent's thread may have been changing it.
             std::mem::forget(std::mem::replace(self.outbox.get_mut(), Outbox::new()));
@@ -116,15 +116,24 @@ impl Parts {
     }
 
     /// Takes a lock of the ring; false when it cannot be had in time.
+    ///
+    /// Never holds it while waiting for the GIL, which another thread may keep for long.
     #[inline]
-    fn lock(&self, py: Python<'_>, at: At, deadline: Deadline) -> PyResult<bool> {
-        if self.channel.try_lock(at) {
-            return Ok(true);
+    pub fn lock(&self, py: Python<'_>, at: At, deadline: Deadline) -> PyResult<bool> {
+        while !self.channel.try_lock(at) {
+            let channel = &*self.channel;
+            let was_free = block_on(py, deadline, |left| {
+                let got = channel.lock(at, left.map(|left| left.max(MOMENT)))?;
+                if got {
+                    channel.unlock(at);
+                }
+                Ok(got)
+            })?;
+            if !was_free {
+                return Ok(false);
+            }
         }
-        let channel = &*self.channel;
-        block_on(py, deadline, |left| {
-            channel.lock(at, left.map(|left| left.max(MOMENT)))
-        })
+        Ok(true)
     }
 
     // ---- taking ----

@@ -19,6 +19,7 @@ use crate::py::late::Late;
 use crate::sys::fork;
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::LineRef;
+use crate::sys::parking::many_cpus;
 
 pyo3::import_exception!(threading, BrokenBarrierError);
 
@@ -70,7 +71,7 @@ impl Parts {
             Part::Wait => {
                 let look = || words.look(arrival);
                 let sleep = |left| words.wait(arrival, left, runs);
-                let waited = wait_for(py, deadline, &self.spinner, look, sleep);
+                let waited = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep);
                 if waited.is_err() {
                     words.withdraw(arrival);
                 }
