@@ -33,9 +33,9 @@ const READONLY: u64 = 1 << 63;
 const ALIGNED: u64 = 64;
 /// Milliseconds between looks for chunks of the dead.
 const LOOK_EVERY: u64 = 100;
-/// How long a writer waits for a reader to free memory that is warm, per chunk: new memory costs
-/// as much.
-const PATIENCE: Duration = Duration::from_micros(250);
+/// How long a writer waits for a reader to free memory that is warm. New memory costs about half a
+/// millisecond for each MiB, here and again in the reader, who could have had the processor.
+const PATIENCE: Duration = Duration::from_millis(2);
 /// With fewer chunks in use it is not worth while.
 const FEW: u32 = 4;
 
@@ -156,13 +156,7 @@ fn take(channel: &Channel, count: u32) -> Option<Vec<Run>> {
         let doubt = IN_VAIN.load(Ordering::Relaxed);
         if chunks.used() >= FEW && since >= doubt {
             let look = || chunks.has_free(count).then_some(());
-            let paid = bell::wait(
-                &channel.memory,
-                At::Chunks,
-                Some(PATIENCE * count.min(64)),
-                look,
-                || Ok(()),
-            );
+            let paid = bell::wait(&channel.memory, At::Chunks, Some(PATIENCE), look, || Ok(()));
             let paid = matches!(paid, Ok(Some(())));
             let doubt = if paid { 0 } else { (doubt * 2 + 1).min(255) };
             IN_VAIN.store(doubt, Ordering::Relaxed);
