@@ -84,8 +84,17 @@ impl Outbox {
     /// For the holder of `W_LOCK`: counts a message that is about to be pushed.
     pub fn count(&self, channel: &Channel) {
         let mut place = self.place.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = place.get_or_insert_with(|| channel.overflow().enter(life::me()));
+        let place = place.get_or_insert_with(|| channel.overflow().enter(life::me(), life::runs));
         channel.overflow().add(*place, 1);
+    }
+
+    /// As [`count`](Self::count) without the lock; false if it is needed, the first time.
+    pub fn count_again(&self, channel: &Channel) -> bool {
+        let place = *self.place.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(place) = place {
+            channel.overflow().add(place, 1);
+        }
+        place.is_some()
     }
 
     /// Takes a message back that was counted and will not be pushed.

@@ -8,7 +8,6 @@
 //!  ------------  ------------------------------------------  --------------------------
 //!  free          a process that holds W_LOCK                 its name, 0
 //!  name, n       that process                                name, n ± 1
-//!                that process, when it is done               free
 //!                who sees it dead, while it holds W_LOCK     free
 //! ```
 //! A process that finds no free entry counts in a word that all such processes share, and that
@@ -51,30 +50,28 @@ impl<W: Word> Table<'_, W> {
         })
     }
 
-    /// For the holder of `W_LOCK`: an entry for this process, until [`leave`](Self::leave).
-    pub fn enter(&self, me: Identity) -> Place {
-        let all = (self.0.len() - ENTRIES) / 2;
-        for entry in 0..all {
-            let at = ENTRIES + entry * 2;
-            if self.0[at].load() == 0 {
-                // In this order: what the last owner had is never counted as ours.
-                self.0[at + 1].store(0);
-                self.0[at].store(name(me));
-                let _ = self.0[USED].update(|used| {
-                    let reached = entry as u64 + 1;
-                    (used < reached).then_some(reached)
-                });
-                return Place(at + 1);
-            }
-        }
-        Place(SHARED)
+    /// For the holder of `W_LOCK`: an entry for this process, as long as it lives.
+    pub fn enter(&self, me: Identity, runs: impl Fn(Identity) -> bool) -> Place {
+        self.fill(me)
+            .or_else(|| {
+                self.bury(runs);
+                self.fill(me)
+            })
+            .unwrap_or(Place(SHARED))
     }
 
-    /// Gives the entry up; its count must be zero.
-    pub fn leave(&self, place: Place) {
-        if place.0 != SHARED {
-            self.0[place.0 - 1].store(0);
-        }
+    fn fill(&self, me: Identity) -> Option<Place> {
+        let all = (self.0.len() - ENTRIES) / 2;
+        let free = (0..all).find(|entry| self.0[ENTRIES + entry * 2].load() == 0)?;
+        let at = ENTRIES + free * 2;
+        // In this order: what the last owner had is never counted as ours.
+        self.0[at + 1].store(0);
+        self.0[at].store(name(me));
+        let _ = self.0[USED].update(|used| {
+            let reached = free as u64 + 1;
+            (used < reached).then_some(reached)
+        });
+        Some(Place(at + 1))
     }
 
     pub fn add(&self, place: Place, count: u32) {
@@ -125,7 +122,8 @@ mod tests {
         let words: Vec<_> = (0..WORDS).map(|_| AtomicU64::new(0)).collect();
         let table = Table(&words);
         assert_eq!(table.total(), 0);
-        let (one, two) = (table.enter(someone(1)), table.enter(someone(2)));
+        let enter = |pid| table.enter(someone(pid), |_| true);
+        let (one, two) = (enter(1), enter(2));
         table.add(one, 3);
         table.add(two, 4);
         table.sub(two, 1);
@@ -133,7 +131,7 @@ mod tests {
         assert!(table.bury(|who| who.pid != 1));
         assert_eq!(table.total(), 3);
         assert!(!table.bury(|who| who.pid != 1));
-        assert_eq!(table.enter(someone(3)), one, "its entry is used again");
+        assert_eq!(enter(3), one, "its entry is used again");
         assert_eq!(table.total(), 3);
     }
 
@@ -141,13 +139,15 @@ mod tests {
     fn those_who_find_no_entry_share_a_word() {
         let words: Vec<_> = (0..ENTRIES + 2).map(|_| AtomicU64::new(0)).collect();
         let table = Table(&words);
-        table.enter(someone(1));
-        let (two, three) = (table.enter(someone(2)), table.enter(someone(3)));
+        let one = table.enter(someone(1), |_| true);
+        let two = table.enter(someone(2), |_| true);
+        let three = table.enter(someone(3), |_| true);
+        assert_ne!(one, two);
         table.add(two, 1);
         table.add(three, 1);
         assert_eq!(table.total(), 2);
         table.sub(three, 1);
-        table.leave(three);
         assert_eq!(table.total(), 1);
+        assert_eq!(table.enter(someone(4), |who| who.pid != 1), one);
     }
 }

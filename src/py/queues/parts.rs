@@ -314,14 +314,17 @@ impl Parts {
         let outbox = self.outbox();
         // First what can fail.
         outbox.prepare(channel).map_err(os_error)?;
-        self.lock(py, At::WLock, Deadline::Never)?;
-        let is_full = channel.is_full_now();
-        if !is_full {
-            outbox.count(channel);
-        }
-        channel.unlock(At::WLock);
-        if is_full {
-            return Ok(Put::Full);
+        // The limit holds for all together, so who has one counts with the lock.
+        if channel.limit() != 0 || !outbox.count_again(channel) {
+            self.lock(py, At::WLock, Deadline::Never)?;
+            let is_full = channel.is_full_now();
+            if !is_full {
+                outbox.count(channel);
+            }
+            channel.unlock(At::WLock);
+            if is_full {
+                return Ok(Put::Full);
+            }
         }
         outbox.push(channel, message.tag(), message.source(py));
         Ok(Put::NoRoom)
