@@ -19,6 +19,7 @@ mod lent;
 mod payload;
 mod pool;
 mod process;
+mod queues;
 mod shared_memory;
 mod sharedctypes;
 mod synchronize;
@@ -37,6 +38,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     payload::register(module)?;
     pool::register(module)?;
     process::register(module)?;
+    queues::register(module)?;
     shared_memory::register(module)?;
     sharedctypes::register(module)?;
     synchronize::register(module)?;
