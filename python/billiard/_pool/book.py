@@ -616,8 +616,9 @@ class Pool(Submitting):
         """
         if not self._drive.is_native:
             raise ValueError("only pools of processes with threads=True can be drained")
-        self._drive.wait_until_idle(checks.amount("timeout", timeout))
+        timeout = checks.amount("timeout", timeout)
         self.close()
+        self._drive.wait_until_idle(timeout)
         return self._drive.cancel_all()  # type: ignore[attr-defined, no-any-return]
 
     @staticmethod

@@ -12,7 +12,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from .. import exceptions
 from ..einfo import ExceptionInfo, RemoteTraceback
-from ..exceptions import Terminated
+from ..exceptions import SoftTimeLimitExceeded, Terminated
 from ..reduction import ForkingPickler
 from .constants import STRANGE, TASK, job_counter
 from .log import error
@@ -234,6 +234,11 @@ def message_of(pid: int, pickled: bytes) -> Any:
 def timeout_error() -> BaseException:
     """What a caller gets that has waited long enough."""
     return exceptions.TimeoutError()
+
+
+def soft_limit() -> BaseException:
+    """What a task gets that has not begun before its soft limit."""
+    return SoftTimeLimitExceeded()
 
 
 def cancelled() -> ExceptionInfo:

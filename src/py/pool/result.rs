@@ -194,7 +194,8 @@ impl PoolResult {
 
     /// End the task: if no worker has begun with it, none will; the worker that has is ended.
     ///
-    /// :returns: false if it was too late for that. Otherwise the outcome is Terminated.
+    /// :returns: false if it was too late for that: it is done, or its outcome is on the way.
+    ///     Otherwise the outcome is Terminated.
     fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
         if self.look()? {
             return Ok(false);

@@ -255,6 +255,21 @@ impl<'py> Serving<'py> {
         self.fired.get_item(0)?.is_truthy()
     }
 
+    fn call(&self, work: &Work<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if soft_limit_passed() {
+            // While the task was decoded, when the signal's handler had nothing to do yet.
+            let error = self
+                .wire
+                .call_method0(intern!(self.wire.py(), "soft_limit"))?;
+            return Err(PyErr::from_value(error));
+        }
+        let value = work.call()?;
+        match &self.prepare {
+            Some(prepare) => prepare.call1((value,)),
+            None => Ok(value),
+        }
+    }
+
     /// Calls a task: its outcome, and the exception that ends the worker, if it does.
     fn run(
         &self,
@@ -268,13 +283,9 @@ impl<'py> Serving<'py> {
         }
         let called = work.and_then(|work| {
             RUNNING.store(task, Ordering::SeqCst);
-            let result = work.call();
+            let result = self.call(&work);
             RUNNING.store(0, Ordering::SeqCst);
-            let value = result?;
-            match &self.prepare {
-                Some(prepare) => prepare.call1((value,)),
-                None => Ok(value),
-            }
+            result
         });
         match called {
             Ok(value) => Ok((true, value, None)),
