@@ -1,5 +1,6 @@
 //! Who waits for the outcome of a task.
 
+use std::any::Any;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -52,6 +53,14 @@ impl Cell {
         *place = Some(outcome);
         self.done.store(true, Ordering::Release);
         None
+    }
+
+    /// The failure that was found in the pool's process, if that is the outcome. Never waits.
+    pub fn local(&self) -> Option<Arc<dyn Any + Send + Sync>> {
+        match &*self.outcome.try_lock()? {
+            Some(Outcome::Local(failure)) => Some(failure.clone()),
+            _ => None,
+        }
     }
 
     /// Takes the outcome out; once, if a worker has sent it.

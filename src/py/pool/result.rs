@@ -7,6 +7,7 @@ use pyo3::exceptions::PyValueError;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::calls;
 use super::engine::PoolEngine;
@@ -109,6 +110,25 @@ impl PoolResult {
 
 #[pymethods]
 impl PoolResult {
+    /// An outcome that was raised knows the frame that asked, and that its result. What breaks such
+    /// a circle is the frame: a result that is cleared would have its caller wait for ever.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(outcome) = self.outcome.try_lock()
+            && let Some((_, value)) = &*outcome
+        {
+            visit.call(value)?;
+        }
+        // One that others know, too, would be counted more often than it is referred to.
+        if let Some(cell) = self.cell.get()
+            && Arc::strong_count(cell) == 1
+            && let Some(local) = cell.local()
+            && let Some(info) = local.downcast_ref::<Py<PyAny>>()
+        {
+            visit.call(info)?;
+        }
+        Ok(())
+    }
+
     /// Wait for the outcome: return the value or raise the task's exception.
     ///
     /// :param timeout: seconds to wait at most.

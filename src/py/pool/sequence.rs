@@ -7,6 +7,7 @@ use pyo3::exceptions::PyStopIteration;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyIterator;
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::calls;
 use super::engine::PoolEngine;
@@ -118,6 +119,22 @@ impl PoolSequence {
 
 #[pymethods]
 impl PoolSequence {
+    /// A generator of items may know what comes of them.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(source) = self.source.try_lock()
+            && let Some((func, items)) = &source.feed
+        {
+            visit.call(func)?;
+            visit.call(items)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let feed = self.source.lock().feed.take();
+        drop(feed);
+    }
+
     /// What :meth:`feed` submits: `func(item)` for the items. With `buffer`, at most so many are
     /// ahead of the results that have been taken, and `next` submits one for each that it takes.
     #[pyo3(signature = (func, items, buffer=None))]
