@@ -185,12 +185,13 @@ pub struct State {
     pub live: usize,
     /// Outcomes since somebody last asked.
     pub ended: u64,
-    queue: VecDeque<u32>,
+    queue: VecDeque<u64>,
     queued_bytes: usize,
     /// The next position of the ring to be written.
     next: u64,
-    /// Which task is in which slot.
-    posted: Box<[u32]>,
+    /// Which task is in which slot. As in the queue, the whole number: a task may be forgotten
+    /// while it is there, and its place be another's.
+    posted: Box<[u64]>,
     pub workers: Vec<Option<Worker>>,
     serial: u64,
     timers: BinaryHeap<Reverse<Timer>>,
@@ -321,9 +322,8 @@ impl State {
             deaths: 0,
             position: None,
         });
-        let index = number as u32;
-        if !self.queue.is_empty() || !self.post(index, gained) {
-            self.enqueue(index, false);
+        if !self.queue.is_empty() || !self.post(number, gained) {
+            self.enqueue(number, false);
         }
         Ok(number)
     }
@@ -368,38 +368,41 @@ impl State {
                 body: body.len() as u32,
             };
             self.common.write_slot(position, &head, [func, body]);
-            self.publish(number as u32, gained);
+            self.publish(number, gained);
         } else {
-            self.enqueue(number as u32, false);
+            self.enqueue(number, false);
         }
         Ok(number)
     }
 
-    fn enqueue(&mut self, index: u32, in_front: bool) {
-        let task = self.places[index as usize].task.as_ref();
-        self.queued_bytes += task.map_or(0, |task| task.call.size());
+    fn enqueue(&mut self, number: u64, in_front: bool) {
+        self.queued_bytes += self.size_of(number);
         if in_front {
-            self.queue.push_front(index);
+            self.queue.push_front(number);
         } else {
-            self.queue.push_back(index);
+            self.queue.push_back(number);
         }
     }
 
-    fn dequeue(&mut self) -> Option<u32> {
-        let index = self.queue.pop_front()?;
-        let task = self.places[index as usize].task.as_ref();
-        self.queued_bytes -= task.map_or(0, |task| task.call.size());
-        Some(index)
+    fn dequeue(&mut self) -> Option<u64> {
+        let number = self.queue.pop_front()?;
+        self.queued_bytes = self.queued_bytes.saturating_sub(self.size_of(number));
+        Some(number)
+    }
+
+    fn size_of(&mut self, number: u64) -> usize {
+        self.task(number).map_or(0, |task| task.call.size())
     }
 
     /// Writes a task into the next slot; false if there is no room.
-    fn post(&mut self, index: u32, gained: &mut Gained) -> bool {
+    fn post(&mut self, number: u64, gained: &mut Gained) -> bool {
         let position = self.next;
         if self.terminated || !claim::is_free(&self.common, position) {
             return false;
         }
-        let number = self.number(index);
-        let Some(task) = self.places[index as usize].task.as_mut() else {
+        let place = self.places.get_mut(number as u32 as usize);
+        let place = place.filter(|place| u64::from(place.generation) == number >> 32);
+        let Some(task) = place.and_then(|place| place.task.as_mut()) else {
             return true;
         };
         if let Call::Heap(bytes) = &task.call {
@@ -420,15 +423,15 @@ impl State {
         if matches!(task.call, Call::Inline { .. }) {
             task.call = Call::Posted;
         }
-        self.publish(index, gained);
+        self.publish(number, gained);
         true
     }
 
-    fn publish(&mut self, index: u32, gained: &mut Gained) {
+    fn publish(&mut self, number: u64, gained: &mut Gained) {
         let position = self.next;
         self.next += 1;
-        self.posted[position as usize % SLOTS] = index;
-        if let Some(task) = self.places[index as usize].task.as_mut() {
+        self.posted[position as usize % SLOTS] = number;
+        if let Some(task) = self.task(number) {
             task.position = Some(position);
         }
         claim::publish(&self.common, position);
@@ -437,15 +440,12 @@ impl State {
 
     /// Moves what waits into the ring.
     pub fn refill(&mut self, gained: &mut Gained) {
-        while let Some(&index) = self.queue.front() {
-            let size = self.places[index as usize]
-                .task
-                .as_ref()
-                .map_or(0, |task| task.call.size());
-            if !self.post(index, gained) {
+        while let Some(&number) = self.queue.front() {
+            let size = self.size_of(number);
+            if !self.post(number, gained) {
                 break;
             }
-            self.queued_bytes -= size;
+            self.queued_bytes = self.queued_bytes.saturating_sub(size);
             self.queue.pop_front();
         }
         if let Some((tasks, bytes)) = self.wants_room
@@ -473,12 +473,11 @@ impl State {
         for position in self.window() {
             if claim::withdraw(&self.common, position) {
                 claim::release(&self.common, position, PARENT);
-                let number = self.number(self.posted[position as usize % SLOTS]);
+                let number = self.posted[position as usize % SLOTS];
                 owners.extend(self.remove(number).map(|task| task.owner));
             }
         }
-        while let Some(index) = self.dequeue() {
-            let number = self.number(index);
+        while let Some(number) = self.dequeue() {
             owners.extend(self.remove(number).map(|task| task.owner));
         }
         owners
@@ -510,13 +509,11 @@ impl State {
         };
         let position = task.position;
         let Some(position) = position else {
-            let index = number as u32;
-            if let Some(at) = self.queue.iter().position(|&other| other == index) {
+            if let Some(at) = self.queue.iter().position(|&other| other == number) {
                 self.queue.remove(at);
+                self.queued_bytes = self.queued_bytes.saturating_sub(self.size_of(number));
             }
             let task = self.remove(number);
-            let size = task.as_ref().map_or(0, |task| task.call.size());
-            self.queued_bytes = self.queued_bytes.saturating_sub(size);
             return (Cancelled::Withdrawn, task.map(|task| task.owner));
         };
         if claim::withdraw(&self.common, position) {
@@ -866,12 +863,11 @@ impl State {
             if claim::claimer(&self.common, position) != Some(index as u16) {
                 continue;
             }
-            let task = self.posted[position as usize % SLOTS];
-            let number = self.number(task);
+            let number = self.posted[position as usize % SLOTS];
             let begun = lease.task == number && lease.phase != Phase::Idle;
             if !begun && self.task(number).is_some() {
                 if self.take_back(number, position) {
-                    returned.push(task);
+                    returned.push(number);
                 } else {
                     deadly = Some(number);
                 }
@@ -943,4 +939,69 @@ fn big(bytes: &[u8], extents: &Arc<Receiver>) -> Option<Body> {
     } else {
         Body::Extent(taken)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::jobs::Cell;
+    use super::*;
+    use crate::pool::shared::{COMMON_EXTENTS, COMMON_TABLE};
+
+    fn state() -> State {
+        let common = Common::create().unwrap();
+        let (segment, start) = (common.segment().clone(), Common::extents_start());
+        let extents = Extents::new(segment, COMMON_TABLE, COMMON_EXTENTS, start);
+        State::new(common, Arc::new(extents))
+    }
+
+    fn submit(state: &mut State, name: &[u8]) -> u64 {
+        let owner = Owner::Cell(Arc::new(Cell::default()));
+        let submitted = state.submit_inline(owner, 0, name, b"", &mut Gained::default());
+        submitted.unwrap()
+    }
+
+    /// A worker that is never signalled: this process, which is not in its own group's lead.
+    fn attach(state: &mut State) -> Lane {
+        let lane = Lane::create().unwrap();
+        let (sentinel, watch) = nix::unistd::pipe().unwrap();
+        state.attach(0, 0, lane.clone(), sentinel, watch);
+        lane
+    }
+
+    #[test]
+    fn a_task_that_was_forgotten_while_a_worker_claimed_it_is_not_the_next_of_its_place() {
+        let mut state = state();
+        attach(&mut state);
+        let first = submit(&mut state, b"first");
+        assert_eq!(claim::claim(&state.common, 0), Some(0));
+        state.remove(first);
+        let second = submit(&mut state, b"second");
+        assert_eq!(first as u32, second as u32, "the same place");
+        state.bury(0);
+        assert!(state.queue.is_empty());
+        assert_eq!(claim::claim(&state.common, 1), Some(1));
+        let mut bytes = [0; super::super::shared::SLOT];
+        assert_eq!(state.common.read_slot(1, &mut bytes).task, second);
+        assert!(claim::is_empty(&state.common), "handed out once");
+    }
+
+    #[test]
+    fn a_task_that_was_forgotten_in_the_queue_is_not_the_next_of_its_place() {
+        let mut state = state();
+        for _ in 0..SLOTS {
+            submit(&mut state, b"");
+        }
+        let first = submit(&mut state, b"first");
+        state.remove(first);
+        let second = submit(&mut state, b"second");
+        assert_eq!(first as u32, second as u32, "the same place");
+        for position in 0..SLOTS as u64 {
+            assert_eq!(claim::claim(&state.common, 1), Some(position));
+            claim::release(&state.common, position, 1);
+        }
+        state.refill(&mut Gained::default());
+        assert_eq!(state.waiting(), 0);
+        assert!(claim::claim(&state.common, 1).is_some());
+        assert!(claim::is_empty(&state.common), "handed out once");
+    }
 }
