@@ -857,6 +857,8 @@ impl State {
             return gained;
         };
         let lease = lease::read(worker.lane.lease());
+        // A worker that was told to leave may have claimed a task, and left it as it was.
+        let left = worker.lane.retire().load(Ordering::SeqCst) != 0;
         let mut returned = Vec::new();
         let mut deadly = None;
         for position in self.window() {
@@ -866,7 +868,7 @@ impl State {
             let number = self.posted[position as usize % SLOTS];
             let begun = lease.task == number && lease.phase != Phase::Idle;
             if !begun && self.task(number).is_some() {
-                if self.take_back(number, position) {
+                if self.take_back(number, position, left) {
                     returned.push(number);
                 } else {
                     deadly = Some(number);
@@ -894,14 +896,14 @@ impl State {
     }
 
     /// A task that was claimed, not begun: its call is still in the slot. False if too many have
-    /// died of it.
-    fn take_back(&mut self, number: u64, position: u64) -> bool {
+    /// died of it; who `left` did not die of it.
+    fn take_back(&mut self, number: u64, position: u64, left: bool) -> bool {
         let mut bytes = [0; super::shared::SLOT];
         let head = self.common.read_slot(position, &mut bytes);
         let Some(task) = self.task(number) else {
             return true;
         };
-        task.deaths += 1;
+        task.deaths += u8::from(!left);
         task.position = None;
         if matches!(task.call, Call::Posted) {
             let from = super::shared::TaskHead::SIZE;
@@ -983,6 +985,19 @@ mod tests {
         let mut bytes = [0; super::super::shared::SLOT];
         assert_eq!(state.common.read_slot(1, &mut bytes).task, second);
         assert!(claim::is_empty(&state.common), "handed out once");
+    }
+
+    #[test]
+    fn workers_that_leave_with_a_task_have_not_died_of_it() {
+        let mut state = state();
+        let task = submit(&mut state, b"");
+        for position in 0..u64::from(DEADLY) + 1 {
+            let lane = attach(&mut state);
+            assert_eq!(claim::claim(&state.common, 0), Some(position));
+            lane.retire().store(1, Ordering::SeqCst);
+            state.bury(0);
+            assert!(state.task(task).is_some());
+        }
     }
 
     #[test]
