@@ -524,17 +524,38 @@ impl State {
         // A worker has claimed it. Until the lease says so there is nothing to condemn; that is
         // an instant, unless the worker is stopped in it: then it is ended as it would be after.
         let claimer = claim::claimer(&self.common, position).map(usize::from);
-        for index in 0..self.workers.len() {
-            let Some(worker) = &self.workers[index] else {
-                continue;
-            };
-            if lease::condemn(worker.lane.lease(), number) || claimer == Some(index) {
-                self.end(index, libc::SIGTERM);
-                let task = self.remove(number);
-                return (Cancelled::Condemned, task.map(|task| task.owner));
-            }
+        let index = match claimer.filter(|&index| self.still_claims(index, position)) {
+            Some(index) => Some(index),
+            None => (0..self.workers.len()).find(|&index| self.condemn(index, number)),
+        };
+        let Some(index) = index else {
+            return (Cancelled::TooLate, None);
+        };
+        self.end(index, libc::SIGTERM);
+        let task = self.remove(number);
+        (Cancelled::Condemned, task.map(|task| task.owner))
+    }
+
+    /// Whether a worker that was seen to claim a position does so after it was told to take no
+    /// other: then whatever ends it now hits no other task. If not, it may go on.
+    fn still_claims(&mut self, index: usize, position: u64) -> bool {
+        let Some(worker) = self.worker(index) else {
+            return false;
+        };
+        let retire = worker.lane.retire();
+        let before = retire.swap(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let still = claim::claimer(&self.common, position) == Some(index as u16);
+        if !still {
+            // Perhaps it is leaving already. Then there will be another.
+            retire.store(before, Ordering::SeqCst);
         }
-        (Cancelled::TooLate, None)
+        still
+    }
+
+    fn condemn(&self, index: usize, number: u64) -> bool {
+        self.worker(index)
+            .is_some_and(|worker| lease::condemn(worker.lane.lease(), number))
     }
 
     // ---- workers ----
