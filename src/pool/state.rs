@@ -255,6 +255,11 @@ impl State {
         u64::from(self.places[index as usize].generation) << 32 | u64::from(index)
     }
 
+    fn knows(&self, number: u64) -> bool {
+        let place = self.places.get(number as u32 as usize);
+        place.is_some_and(|p| u64::from(p.generation) == number >> 32 && p.task.is_some())
+    }
+
     pub fn task(&mut self, number: u64) -> Option<&mut Task> {
         let place = self.places.get_mut(number as u32 as usize)?;
         if u64::from(place.generation) == number >> 32 {
@@ -615,9 +620,13 @@ impl State {
         self.workers.iter().flatten().find(runs)
     }
 
-    /// Is it at a task, or about to be?
+    /// Is it at a task, about to be, or not rid of the outcome?
     pub fn is_busy(&self, index: usize) -> bool {
-        self.running(index).is_some()
+        let Some(worker) = self.worker(index) else {
+            return false;
+        };
+        let lease = lease::read(worker.lane.lease());
+        (lease.phase != Phase::Idle && self.knows(lease.task))
             || self
                 .window()
                 .any(|p| claim::claimer(&self.common, p) == Some(index as u16))

@@ -378,12 +378,16 @@ impl PoolEngine {
 
     /// Has a worker take no more tasks, and exit; false if it is at one.
     fn retire(&self, index: usize, even_if_busy: bool) -> PyResult<bool> {
-        Ok(self.hub()?.state().retire(index, even_if_busy))
+        let hub = self.hub()?;
+        hub.drain(); // whose outcome has come is not busy any more
+        Ok(hub.state().retire(index, even_if_busy))
     }
 
     /// Whether a worker is at a task.
     fn is_busy(&self, index: usize) -> PyResult<bool> {
-        Ok(self.hub()?.state().is_busy(index))
+        let hub = self.hub()?;
+        hub.drain();
+        Ok(hub.state().is_busy(index))
     }
 
     /// Decides that what a worker is at will not be finished; false if it is at nothing.
