@@ -34,6 +34,8 @@ use crate::sys::{clock, futex, pidfd};
 const DEADLY: u8 = 5;
 /// Seconds between SIGTERM and SIGKILL for a worker over its hard limit.
 const KILL_AFTER: Duration = Duration::from_millis(100);
+/// So many timers are no burden.
+const TIMERS: usize = 1024;
 /// The number of the pool's process among the holders of a lane's extents.
 const POOL: u32 = 0;
 /// Views that the pool's process may hold on the memory of one worker. What comes then is copied.
@@ -195,6 +197,8 @@ pub struct State {
     pub workers: Vec<Option<Worker>>,
     serial: u64,
     timers: BinaryHeap<Reverse<Timer>>,
+    /// When there are so many, those of tasks that have ended are thrown away.
+    timers_kept: usize,
     pub mail: VecDeque<Mail>,
     /// New workers and their sentinels, for the engine to watch.
     pub unwatched: Vec<(usize, OwnedFd)>,
@@ -226,6 +230,7 @@ impl State {
             workers: Vec::new(),
             serial: 0,
             timers: BinaryHeap::new(),
+            timers_kept: TIMERS,
             mail: VecDeque::new(),
             unwatched: Vec::new(),
             closed: false,
@@ -796,6 +801,16 @@ impl State {
         self.mail
             .push_back(Mail::Ack(job, i, at.as_secs_f64(), pid));
         gained.mail = true;
+        // Most tasks end long before their limits: those timers must not pile up.
+        if self.timers.len() >= self.timers_kept {
+            let mut timers = std::mem::take(&mut self.timers);
+            timers.retain(|Reverse(Timer(_, alarm))| match *alarm {
+                Alarm::Soft(number) | Alarm::Hard(number) => self.knows(number),
+                Alarm::Kill(..) => true,
+            });
+            self.timers_kept = (2 * timers.len()).max(TIMERS);
+            self.timers = timers;
+        }
         let mut alarm = |limit: f64, alarm| {
             if limit > 0.0 {
                 let due = at.saturating_add(Duration::try_from_secs_f64(limit).unwrap_or(FOREVER));
@@ -1015,6 +1030,21 @@ mod tests {
         let mut bytes = [0; super::super::shared::SLOT];
         assert_eq!(state.common.read_slot(1, &mut bytes).task, second);
         assert!(claim::is_empty(&state.common), "handed out once");
+    }
+
+    #[test]
+    fn timers_do_not_outlive_their_tasks_for_long() {
+        let mut state = state();
+        let lane = attach(&mut state);
+        for n in 0..10 * TIMERS as i64 {
+            let gained = &mut Gained::default();
+            let task = state.submit(Owner::Book(n, -1), Call::Posted, (100.0, 200.0), gained);
+            let task = task.unwrap();
+            state.acknowledged(task, 1, &lane, gained);
+            state.remove(task);
+        }
+        assert!(state.timers.len() <= 2 * TIMERS);
+        assert!(state.next_timer().is_some());
     }
 
     #[test]
