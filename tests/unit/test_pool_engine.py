@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import gc
+import threading
+import time
+import warnings
 import weakref
 from typing import Any
 
@@ -41,3 +44,34 @@ def test_a_failure_that_was_raised_does_not_keep_the_frame_that_asked() -> None:
         del lost
         gc.collect()
         assert [witness() for witness in witnesses] == [None, None]
+
+
+def _is_collected(pool_of: Any) -> bool:
+    """Whether a pool that nobody has closed goes away with its last job."""
+    pool = billiard.get_context("fork").Pool(1)
+    result, known = pool_of(pool), weakref.ref(pool)
+    threads = list(pool._drive.handlers)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        del pool
+        deadline = time.monotonic() + 10
+        while known() is not None and time.monotonic() < deadline:
+            gc.collect()
+            time.sleep(0.005)
+    for thread in threads:
+        thread.stop(10)
+    del result
+    return known() is None
+
+
+def test_a_pool_whose_job_was_cancelled_can_be_collected() -> None:
+    def cancelled(pool: Any) -> Any:
+        result = pool.apply_async(time.sleep, (100,))
+        assert result.cancel()
+        return result
+
+    assert _is_collected(cancelled)
+
+
+def test_a_pool_whose_job_could_not_be_sent_can_be_collected() -> None:
+    assert _is_collected(lambda pool: pool.apply_async(ident, (threading.Lock(),)))

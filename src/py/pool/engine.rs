@@ -48,11 +48,14 @@ impl PoolEngine {
         self.wire.bind(py)
     }
 
-    fn keep(&self, pool: &Bound<'_, PyAny>) {
+    /// Whether that is news.
+    fn keep(&self, pool: &Bound<'_, PyAny>) -> bool {
         let mut keeps = self.keeps.lock();
-        if keeps.is_none() {
+        let news = keeps.is_none();
+        if news {
             *keeps = Some(pool.clone().unbind());
         }
+        news
     }
 
     pub(super) fn kept(&self, py: Python<'_>) -> Option<Py<PyAny>> {
@@ -138,6 +141,8 @@ impl PoolEngine {
         (gained.drained, gained.room) = (true, true);
         hub.follow_up(&gained);
         hub.announce_outcomes();
+        // Perhaps that was the last: whoever has waited for it will not look any more.
+        self.let_go();
         Ok(())
     }
 
@@ -185,6 +190,11 @@ impl PoolEngine {
         this.keep(pool);
         let task = this.submit(Owner::Cell(cell.clone()), func, args, kwargs, (0.0, 0.0))?;
         cell.set_task(task);
+        // Another thread may have found no tasks, and let go, while this one was encoded; or it was
+        // never one.
+        if this.keep(pool) || task == 0 {
+            this.let_go();
+        }
         Ok(PoolResult::new(slf.clone().unbind(), cell))
     }
 

@@ -176,6 +176,7 @@ impl PoolSequence {
                 }
                 Next::NotYet => {
                     engine.hub()?.drain();
+                    engine.let_go();
                     if shared.has_next() {
                         continue;
                     }
@@ -200,7 +201,9 @@ impl PoolSequence {
 
     /// Whether all results have arrived.
     fn ready(&self) -> PyResult<bool> {
-        self.engine.get().hub()?.drain();
+        let engine = self.engine.get();
+        engine.hub()?.drain();
+        engine.let_go();
         Ok(self.shared()?.is_ended())
     }
 
