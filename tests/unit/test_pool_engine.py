@@ -9,7 +9,11 @@ import warnings
 import weakref
 from typing import Any
 
+import pytest
+
 import billiard
+import billiard.pool
+from billiard.exceptions import SoftTimeLimitExceeded
 
 
 def ident(x: Any) -> Any:
@@ -75,3 +79,28 @@ def test_a_pool_whose_job_was_cancelled_can_be_collected() -> None:
 
 def test_a_pool_whose_job_could_not_be_sent_can_be_collected() -> None:
     assert _is_collected(lambda pool: pool.apply_async(ident, (threading.Lock(),)))
+
+
+def _begin_badly() -> None:
+    raise ValueError("long " * 100_000)
+
+
+def test_an_initializer_s_exception_arrives_however_long_it_is() -> None:
+    with billiard.get_context("fork").Pool(1, _begin_badly) as pool:
+        with pytest.raises(billiard.pool.MaybeEncodingError) as caught:
+            pool.apply_async(ident, (1,)).get(30)
+    assert "ValueError" in str(caught.value)
+
+
+def _inner_soft_limit() -> str:
+    with billiard.get_context("fork").Pool(1) as pool:
+        try:
+            pool.apply_async(time.sleep, (20,), soft_timeout=0.05).get(30)
+        except SoftTimeLimitExceeded:
+            return "limited"
+    return "not limited"
+
+
+def test_soft_limits_hold_in_the_pool_of_a_task() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(_inner_soft_limit).get(60) == "limited"
