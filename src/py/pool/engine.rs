@@ -452,7 +452,10 @@ impl PoolEngine {
                 .into_pyobject(py)?
                 .into_any(),
             Mail::Ready(job, i, outcome) => {
-                let outcome = calls::decode_outcome(wire, outcome)?;
+                let outcome = calls::decode_outcome(wire, outcome).or_else(|(error, _)| {
+                    // No signal's handler runs in this thread: it is the outcome's own.
+                    calls::failure(wire, error).map(|info| (false, info))
+                })?;
                 (READY, (job, number(i), outcome, py.None()))
                     .into_pyobject(py)?
                     .into_any()

@@ -12,6 +12,7 @@ use pyo3::{PyTraverseError, PyVisit};
 use super::calls;
 use super::engine::PoolEngine;
 use crate::pool::jobs::Cell;
+use crate::pool::message::Outcome;
 use crate::py::block::Deadline;
 use crate::sys::fork::Kept;
 
@@ -28,6 +29,13 @@ pub struct PoolResult {
     outcome: Mutex<Option<(bool, Py<PyAny>)>>,
     /// Its number, once somebody has asked.
     job: Mutex<Option<i64>>,
+}
+
+/// What another thread has made of an outcome that it has taken out.
+enum Elsewhere<'py> {
+    Decoded(bool, Bound<'py, PyAny>),
+    /// Nothing: a signal's handler has raised.
+    GivenUp(Outcome),
 }
 
 impl PoolResult {
@@ -61,20 +69,31 @@ impl PoolResult {
         if let Some((success, value)) = &*self.outcome.lock() {
             return Ok((*success, value.bind(py).clone()));
         }
-        let sent = self.cell()?.take();
-        let Some(sent) = sent else {
+        let cell = self.cell()?;
+        let sent = match cell.take() {
+            Some(sent) => sent,
             // Another thread is decoding it: it will not be long.
-            return self.decoded_elsewhere(py);
+            None => match self.decoded_elsewhere(py)? {
+                Elsewhere::Decoded(success, value) => return Ok((success, value)),
+                Elsewhere::GivenUp(sent) => sent,
+            },
         };
-        let (success, value) = calls::decode_outcome(self.engine.get().wire(py), sent)?;
+        let decoded = calls::decode_outcome(self.engine.get().wire(py), sent);
+        let (success, value) = decoded.map_err(|(error, sent)| {
+            cell.put_back(sent);
+            error
+        })?;
         *self.outcome.lock() = Some((success, value.clone().unbind()));
         Ok((success, value))
     }
 
-    fn decoded_elsewhere<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
+    fn decoded_elsewhere<'py>(&self, py: Python<'py>) -> PyResult<Elsewhere<'py>> {
         loop {
             if let Some((success, value)) = &*self.outcome.lock() {
-                return Ok((*success, value.bind(py).clone()));
+                return Ok(Elsewhere::Decoded(*success, value.bind(py).clone()));
+            }
+            if let Some(sent) = self.cell()?.take() {
+                return Ok(Elsewhere::GivenUp(sent));
             }
             py.detach(|| std::thread::sleep(std::time::Duration::from_millis(1)));
             py.check_signals()?;
