@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
+import os
 import threading
 import time
 import warnings
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -104,3 +107,165 @@ def _inner_soft_limit() -> str:
 def test_soft_limits_hold_in_the_pool_of_a_task() -> None:
     with billiard.get_context("fork").Pool(1) as pool:
         assert pool.apply_async(_inner_soft_limit).get(60) == "limited"
+
+
+# ---- what signals and users' code raise ----
+
+
+class Interrupting:
+    """Raises KeyboardInterrupt once in the process that made it, as a signal's handler may."""
+
+    def __init__(self) -> None:
+        self.at = [os.getpid()]
+
+    def __reduce__(self) -> Any:
+        if self.at.pop() if self.at else None:
+            raise KeyboardInterrupt
+        return int, (2,)
+
+
+class Interruptible:
+    """An iterator that goes on after an exception."""
+
+    def __init__(self, values: list[Any]) -> None:
+        self.values = values
+
+    def __iter__(self) -> Interruptible:
+        return self
+
+    def __next__(self) -> Any:
+        if not self.values:
+            raise StopIteration
+        value = self.values.pop(0)
+        if value is KeyboardInterrupt:
+            raise value
+        return value
+
+
+def _taken(results: Any) -> list[Any]:
+    taken = []
+    while True:
+        try:
+            taken.append(results.next(30))
+        except StopIteration:
+            return taken
+        except KeyboardInterrupt:
+            taken.append(KeyboardInterrupt)
+
+
+def test_an_interrupted_reader_of_the_input_loses_no_result() -> None:
+    items = Interruptible([0, 1, 2, KeyboardInterrupt, 3, 4])
+    with billiard.get_context("fork").Pool(1) as pool:
+        taken = _taken(pool.imap(ident, items, buffersize=2))
+    assert taken.count(KeyboardInterrupt) == 1
+    taken.remove(KeyboardInterrupt)
+    assert taken == [0, 1, 2, 3, 4]
+
+
+def test_an_item_whose_pickling_was_interrupted_is_sent_later() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        taken = _taken(pool.imap(ident, iter([0, 1, Interrupting(), 3]), buffersize=1))
+    assert taken.count(KeyboardInterrupt) == 1
+    taken.remove(KeyboardInterrupt)
+    assert taken == [0, 1, 2, 3]
+
+
+_INTERRUPTS = [0]
+
+
+def _rebuilt(maker: int) -> str:
+    if os.getpid() == maker and _INTERRUPTS[0] > 0:
+        _INTERRUPTS[0] -= 1
+        raise KeyboardInterrupt
+    return "rebuilt"
+
+
+class Rebuilt:
+    def __init__(self, maker: int) -> None:
+        self.maker = maker
+
+    def __reduce__(self) -> Any:
+        return _rebuilt, (self.maker,)
+
+
+def test_a_result_whose_unpickling_was_interrupted_can_be_had_again() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        result = pool.apply_async(Rebuilt, (os.getpid(),))
+        results = pool.imap(Rebuilt, [os.getpid()] * 3)
+        _INTERRUPTS[0] = 1
+        with pytest.raises(KeyboardInterrupt):
+            result.get(30)
+        assert result.get(30) == "rebuilt"
+        _INTERRUPTS[0] = 2
+        taken = _taken(results)
+    assert taken == [KeyboardInterrupt, KeyboardInterrupt, *["rebuilt"] * 3]
+
+
+def test_a_closed_pool_says_where_a_sequence_read_ahead_of_its_end_stops() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        results = pool.imap(ident, range(10), buffersize=2)
+        pool.close()
+        assert pool.join(30)
+        assert [results.next(30), results.next(30)] == [0, 1]
+        with pytest.raises(ValueError, match="not running"):
+            results.next(30)
+        with pytest.raises(StopIteration):
+            results.next(30)
+
+
+def _exits() -> Iterator[int]:
+    yield 1
+    raise SystemExit(3)
+
+
+def test_an_input_that_exits_ends_its_own_sequence_only() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        results = pool.imap(ident, _exits())
+        assert results.next(30) == 1
+        with pytest.raises(SystemExit):
+            results.next(30)
+        limited = pool.imap(ident, _exits(), timeout=60)
+        assert limited.next(30) == 1
+        with pytest.raises(SystemExit):
+            limited.next(30)
+        assert pool.apply_async(ident, (2,)).get(30) == 2
+        pool.close()
+        assert pool.join(30)
+
+
+def test_a_callback_that_exits_holds_up_no_other() -> None:
+    def leave(value: Any) -> None:
+        raise SystemExit
+
+    with billiard.get_context("fork").Pool(1) as pool:
+        pool.apply_async(ident, (1,), callback=leave).wait(30)
+        called = threading.Event()
+        pool.apply_async(ident, (2,), callback=lambda value: called.set())
+        assert called.wait(30)
+        pool.close()
+        assert pool.join(30)
+
+
+def test_a_worker_that_cannot_be_watched_is_not_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = billiard.get_context("fork").Pool(0)
+    engine, failures = pool._drive.engine, [OSError(errno.EMFILE, "none left")]
+
+    class Engine:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(engine, name)
+
+        def attach(self, *args: Any) -> None:
+            if failures:
+                raise failures.pop()
+            engine.attach(*args)
+
+    monkeypatch.setattr(pool._drive, "engine", Engine())
+    with pool:
+        pool.grow(1)
+        assert pool.apply_async(ident, (1,)).get(30) == 1
+        assert len(pool._pool) == len(pool._drive.members) == 1
+        pool.close()
+        assert pool.join(30)
+    caplog.clear()  # the exception that it has knows the worker
