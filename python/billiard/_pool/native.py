@@ -174,11 +174,19 @@ class SequenceTasks:
         self.sequence = sequence
 
     def __iter__(self) -> Iterator[None]:
-        while not self.sequence.feed(WAITING_TASKS, LARGE_BYTES):
+        while not self._feed():
             self.drive.check_broken()
             self.drive.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             yield None
         self.drive.check_broken()
+
+    def _feed(self) -> bool:
+        try:
+            return self.sequence.feed(WAITING_TASKS, WAITING_BYTES)
+        except BaseException:
+            # An iterable's own, also if it is SystemExit: this thread has others to feed.
+            self.sequence._fail(ExceptionInfo())
+            return True
 
 
 class NativeDrive(Drive):
@@ -259,7 +267,7 @@ class NativeDrive(Drive):
         for handler in (results, supervisor, tasks):
             handler.start()
 
-    def _crashed(self, exc: Exception) -> None:
+    def _crashed(self, exc: BaseException) -> None:
         """A thread of ours has failed: that must not happen, and nobody shall wait for it."""
         info = ExceptionInfo((type(exc), exc, exc.__traceback__), internal=True)
         self.terminated = True
@@ -322,7 +330,12 @@ class NativeDrive(Drive):
 
     def _end(self) -> None:
         """The last of the result handler."""
-        self._abandon(captured(Terminated("the pool has been terminated")))
+        if self.terminated:
+            why: Exception = Terminated("the pool has been terminated")
+        else:
+            # Only sequences that are read as results are taken can still have wanted something.
+            why = ValueError("Pool not running")
+        self._abandon(captured(why))
         self.engine.stop()
 
     def _abandon(self, info: ExceptionInfo) -> None:
@@ -493,9 +506,18 @@ class NativeDrive(Drive):
             self.engine.forgo(lane)
             worker.inq.let_go()
             return
-        lane.withhold()
         self.members[worker.pid] = Member(worker)
-        self.engine.attach(lane, worker.pid, worker._popen.sentinel)
+        try:
+            lane.withhold()
+            self.engine.attach(lane, worker.pid, worker._popen.sentinel)
+        except BaseException:
+            # One that nobody watches would be waited for to the end of the program.
+            worker._popen._send_signal(SIGKILL)
+            worker.join()
+            self.workers.remove(worker)
+            del self.members[worker.pid]
+            worker.inq.let_go()
+            raise
         if self.terminated:
             # It was on its way when the others were told.
             self._end_workers()

@@ -150,6 +150,17 @@ def unsent(exc: BaseException, value: object) -> ExceptionInfo:
     return ExceptionInfo((MaybeEncodingError, error, exc.__traceback__))
 
 
+def abridged(info: ExceptionInfo, refused: BaseException) -> ExceptionInfo:
+    """A failure that is too long to be sent, in some thousand characters."""
+    error = MaybeEncodingError(refused, info.type)
+    error.__cause__ = RemoteTraceback(f'\n"""\n{_abridge(info.traceback)}"""')
+    return ExceptionInfo((type(error), error, None), internal=info.internal)
+
+
+def _abridge(text: str) -> str:
+    return text if len(text) <= 2 * _SHORT else f"{text[:_SHORT]}\n...\n{text[-_SHORT:]}"
+
+
 class Unreadable:
     """Stands in for the function of a task that could not be decoded: it fails when called."""
 

@@ -204,7 +204,12 @@ class Worker:
             self.after_fork()
         except BaseException as exc:
             if announces:
-                self.outq.put((UNFIT, (pid, wire.failure(exc))))
+                info = wire.failure(exc)
+                try:
+                    self.outq.put((UNFIT, (pid, info)))
+                except Exception as refused:
+                    # What it has with it is too much: its name and the traceback are not.
+                    self.outq.put((UNFIT, (pid, wire.abridged(info, refused))))
             raise
         if announces:
             self.outq.put((UP, (pid,)))

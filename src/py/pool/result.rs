@@ -89,9 +89,16 @@ impl PoolResult {
             }
             if let Some(sent) = self.cell()?.take() {
                 let wire = self.engine.get().wire(py);
-                let (success, value) = calls::decode_outcome(wire, sent)?;
-                self.keep(success, &value);
-                return Ok((success, value));
+                return match calls::decode_outcome(wire, sent) {
+                    Ok((success, value)) => {
+                        self.keep(success, &value);
+                        Ok((success, value))
+                    }
+                    Err((error, sent)) => {
+                        self.cell()?.put_back(sent);
+                        Err(error)
+                    }
+                };
             }
             // Another thread is decoding it: it will not be long.
             py.detach(|| std::thread::sleep(std::time::Duration::from_millis(1)));
@@ -128,7 +135,8 @@ impl PoolResult {
 
 #[pymethods]
 impl PoolResult {
-    /// A failure knows the frames that it was raised in, and one of these may know the result.
+    /// An outcome that was raised knows the frame that asked, and that its result. What breaks such
+    /// a circle is the frame: a result that is cleared would have its caller wait for ever.
     fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
         match self.decoded.try_lock() {
             Some(decoded) => decoded
@@ -137,11 +145,6 @@ impl PoolResult {
                 .map_or(Ok(()), |value| visit.call(value)),
             None => Ok(()),
         }
-    }
-
-    fn __clear__(&self) {
-        let decoded = std::mem::take(&mut *self.decoded.lock());
-        drop(decoded);
     }
 
     /// Wait for the outcome: return the value or raise the task's exception.
