@@ -182,7 +182,7 @@ class SequenceTasks:
 
     def _feed(self) -> bool:
         try:
-            return self.sequence.feed(WAITING_TASKS, WAITING_BYTES)
+            return self.sequence.feed(WAITING_TASKS, LARGE_BYTES)
         except BaseException:
             # An iterable's own, also if it is SystemExit: this thread has others to feed.
             self.sequence._fail(ExceptionInfo())
