@@ -20,9 +20,11 @@ const KICK: u64 = u64::MAX;
 /// Starts the thread. It ends after [`Hub::stop`], and keeps the hub until then.
 pub fn start(hub: Arc<Hub>) -> nix::Result<()> {
     let reactor = Arc::new(Reactor::new()?);
-    reactor.add(hub.kick_source(), KICK)?;
+    let kick = hub.kick_source()?;
+    reactor.add(&kick, KICK)?;
     let mut engine = Engine {
         hub,
+        kick,
         reactor,
         watched: HashMap::new(),
     };
@@ -39,6 +41,7 @@ pub fn start(hub: Arc<Hub>) -> nix::Result<()> {
 
 struct Engine {
     hub: Arc<Hub>,
+    kick: Arc<OwnedFd>,
     reactor: Arc<Reactor>,
     /// Copies of the sentinels that are watched, by the index of the worker.
     watched: HashMap<usize, OwnedFd>,
@@ -50,7 +53,7 @@ impl Engine {
             let tokens = self.reactor.wait(self.patience());
             for token in tokens {
                 if token == KICK {
-                    reactor::calm(self.hub.kick_source().as_fd());
+                    reactor::calm(self.kick.as_fd());
                 } else {
                     self.bury(token as usize);
                 }
@@ -64,6 +67,9 @@ impl Engine {
             }
             self.hub.check_drained();
         }
+        // Results may be kept for long; they need no more than what is in them.
+        self.hub.state().workers.clear();
+        self.hub.close_descriptors();
     }
 
     fn patience(&self) -> Option<Duration> {

@@ -21,7 +21,7 @@
 //! it does not have: it must not touch it, and [`Hub::is_ours`] is what its callers ask first. They
 //! keep it in a [`fork::Kept`], so that its copy is not even dropped.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
@@ -36,6 +36,7 @@ use crate::ipc::bell::{self, CALLER, ENGINE};
 use crate::ipc::extents::Pool as Extents;
 use crate::ipc::spin::Spinner;
 use crate::ipc::{claim, sleepers};
+use crate::sys::descriptor::Descriptor;
 use crate::sys::{clock, cpu, fork, futex, reactor};
 
 /// A nap of the leader while outcomes are plenty.
@@ -49,7 +50,7 @@ pub struct Hub {
     pub common: Common,
     pub extents: Arc<Extents>,
     state: Mutex<State>,
-    kick: OwnedFd,
+    kick: Descriptor,
     lead: AtomicBool,
     followers: AtomicU64,
     turn: AtomicU64,
@@ -77,7 +78,7 @@ impl Hub {
             common,
             extents,
             state: Mutex::new(state),
-            kick: reactor::new_eventfd()?,
+            kick: Descriptor::new(reactor::new_eventfd()?),
             lead: AtomicBool::new(false),
             followers: AtomicU64::new(0),
             turn: AtomicU64::new(0),
@@ -102,16 +103,18 @@ impl Hub {
 
     /// The descriptor that workers kick.
     pub fn kick_fd(&self) -> RawFd {
-        self.kick.as_raw_fd()
+        self.kick.raw()
     }
 
-    pub(super) fn kick_source(&self) -> &OwnedFd {
-        &self.kick
+    pub(super) fn kick_source(&self) -> nix::Result<Arc<OwnedFd>> {
+        self.kick.get()
     }
 
     /// Has the engine look around.
     pub fn kick(&self) {
-        reactor::kick(self.kick.as_fd());
+        if let Ok(kick) = self.kick.get() {
+            reactor::kick(kick.as_fd());
+        }
     }
 
     pub fn stop(&self) {
@@ -402,6 +405,13 @@ impl Hub {
     /// Is there a task that no worker has claimed?
     pub fn has_waiting(&self) -> bool {
         self.state().waiting() > 0 || !claim::is_empty(&self.common)
+    }
+
+    /// Closes its descriptors. Nothing can be done any more, but results that have come can be read.
+    /// All that a forked child may do with it.
+    pub fn close_descriptors(&self) {
+        self.common.segment().close();
+        self.kick.close();
     }
 
     /// The time that timers count in.

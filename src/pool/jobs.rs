@@ -54,9 +54,13 @@ impl Cell {
         None
     }
 
-    /// Takes the outcome out; once.
+    /// Takes the outcome out; once, if a worker has sent it.
     pub fn take(&self) -> Option<Outcome> {
-        self.outcome.lock().take()
+        let mut place = self.outcome.lock();
+        if let Some(Outcome::Local(failure)) = &*place {
+            return Some(Outcome::Local(failure.clone()));
+        }
+        place.take()
     }
 }
 

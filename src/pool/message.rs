@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::fmt;
+use std::sync::Arc;
 
 use super::shared::{IN_EXTENT, TaskHead};
 use crate::ipc::extents::Taken;
@@ -24,12 +25,12 @@ pub enum Call {
 }
 
 impl Call {
-    /// Bytes of the pool's memory that it takes while it waits.
-    pub fn size(&self) -> usize {
+    /// Its bytes, if it does not fit into a slot; 0 if it does.
+    pub fn large(&self) -> usize {
         match self {
-            Self::Inline { bytes, .. } | Self::Heap(bytes) => bytes.len(),
+            Self::Heap(bytes) => bytes.len(),
             Self::Extent(_, len) => *len,
-            Self::Posted => 0,
+            Self::Inline { .. } | Self::Posted => 0,
         }
     }
 
@@ -96,7 +97,7 @@ pub enum Outcome {
     /// What a worker sent: whether it is a value, and its bytes.
     Sent(bool, Body),
     /// A failure that was found in the pool's process: an object of the layer above.
-    Local(Box<dyn Any + Send + Sync>),
+    Local(Arc<dyn Any + Send + Sync>),
 }
 
 /// Kinds of records in a result ring, the `tag` of [`crate::ipc::ring`]. All but `OTHER` begin with

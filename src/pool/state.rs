@@ -186,7 +186,9 @@ pub struct State {
     /// Outcomes since somebody last asked.
     pub ended: u64,
     queue: VecDeque<u32>,
-    queued_bytes: usize,
+    /// Bytes of calls that do not fit into slots, wherever they are, and how many such calls.
+    bytes: usize,
+    large: usize,
     /// The next position of the ring to be written.
     next: u64,
     /// Which task is in which slot.
@@ -219,7 +221,8 @@ impl State {
             live: 0,
             ended: 0,
             queue: VecDeque::new(),
-            queued_bytes: 0,
+            bytes: 0,
+            large: 0,
             next: 0,
             posted: vec![0; SLOTS].into_boxed_slice(),
             workers: Vec::new(),
@@ -242,6 +245,10 @@ impl State {
             self.places.push(Place::default());
             (self.places.len() - 1) as u32
         });
+        if let size @ 1.. = task.call.large() {
+            self.bytes += size;
+            self.large += 1;
+        }
         let place = &mut self.places[index as usize];
         // From 1 on, so that no task has the number 0.
         place.generation = place.generation % GENERATIONS + 1;
@@ -268,9 +275,15 @@ impl State {
         self.task(number)?;
         let index = number as u32;
         let task = self.places[index as usize].task.take();
-        if let Some(Call::Extent(reference, _)) = task.as_ref().map(|task| &task.call) {
-            // Of no effect if a worker has taken it.
-            self.extents.discard(*reference);
+        if let Some(call) = task.as_ref().map(|task| &task.call)
+            && let size @ 1.. = call.large()
+        {
+            self.bytes -= size;
+            self.large -= 1;
+            if let Call::Extent(reference, _) = call {
+                // Of no effect if a worker has taken it.
+                self.extents.discard(*reference);
+            }
         }
         self.free.push(index);
         self.live -= 1;
@@ -284,6 +297,19 @@ impl State {
         let is_it = |owner: &Owner| matches!(*owner, Owner::Book(j, k) if j == job && i.is_none_or(|i| i == k));
         places
             .filter(|(_, place)| place.task.as_ref().is_some_and(|t| is_it(&t.owner)))
+            .map(|(index, _)| self.number(index))
+            .collect()
+    }
+
+    /// The numbers of all tasks that are not the book's.
+    pub fn of_callers(&self) -> Vec<u64> {
+        let is_it = |place: &Place| {
+            let owner = place.task.as_ref().map(|task| &task.owner);
+            matches!(owner, Some(Owner::Cell(_) | Owner::Item(..)))
+        };
+        (0..)
+            .zip(&self.places)
+            .filter(|(_, place)| is_it(place))
             .map(|(index, _)| self.number(index))
             .collect()
     }
@@ -310,7 +336,7 @@ impl State {
         });
         let index = number as u32;
         if !self.queue.is_empty() || !self.post(index, gained) {
-            self.enqueue(index, false);
+            self.queue.push_back(index);
         }
         Ok(number)
     }
@@ -357,26 +383,9 @@ impl State {
             self.common.write_slot(position, &head, [func, body]);
             self.publish(number as u32, gained);
         } else {
-            self.enqueue(number as u32, false);
+            self.queue.push_back(number as u32);
         }
         Ok(number)
-    }
-
-    fn enqueue(&mut self, index: u32, in_front: bool) {
-        let task = self.places[index as usize].task.as_ref();
-        self.queued_bytes += task.map_or(0, |task| task.call.size());
-        if in_front {
-            self.queue.push_front(index);
-        } else {
-            self.queue.push_back(index);
-        }
-    }
-
-    fn dequeue(&mut self) -> Option<u32> {
-        let index = self.queue.pop_front()?;
-        let task = self.places[index as usize].task.as_ref();
-        self.queued_bytes -= task.map_or(0, |task| task.call.size());
-        Some(index)
     }
 
     /// Writes a task into the next slot; false if there is no room.
@@ -425,14 +434,9 @@ impl State {
     /// Moves what waits into the ring.
     pub fn refill(&mut self, gained: &mut Gained) {
         while let Some(&index) = self.queue.front() {
-            let size = self.places[index as usize]
-                .task
-                .as_ref()
-                .map_or(0, |task| task.call.size());
             if !self.post(index, gained) {
                 break;
             }
-            self.queued_bytes -= size;
             self.queue.pop_front();
         }
         if let Some((tasks, bytes)) = self.wants_room
@@ -443,10 +447,11 @@ impl State {
         }
     }
 
-    /// Is the queue at most so long? One or two large tasks are never too much.
+    /// Do at most so many tasks wait, and are calls of at most so many bytes under way? One large
+    /// call for each worker and another that is ready are never too much.
     pub fn has_room(&self, tasks: usize, bytes: usize) -> bool {
-        let waiting = self.queue.len();
-        waiting <= tasks && (waiting <= 2 || self.queued_bytes <= bytes)
+        let enough = self.workers.iter().flatten().count() + 1;
+        self.queue.len() <= tasks && (self.bytes <= bytes || self.large < enough)
     }
 
     /// Tasks that have not been claimed.
@@ -464,7 +469,7 @@ impl State {
                 owners.extend(self.remove(number).map(|task| task.owner));
             }
         }
-        while let Some(index) = self.dequeue() {
+        while let Some(index) = self.queue.pop_front() {
             let number = self.number(index);
             owners.extend(self.remove(number).map(|task| task.owner));
         }
@@ -474,7 +479,6 @@ impl State {
     /// All tasks, whatever their state; nobody will tell their owners anything else.
     pub fn abandon_all(&mut self) -> Vec<Owner> {
         self.queue.clear();
-        self.queued_bytes = 0;
         let numbers: Vec<u64> = (0..self.places.len() as u32)
             .map(|index| self.number(index))
             .collect();
@@ -502,8 +506,6 @@ impl State {
                 self.queue.remove(at);
             }
             let task = self.remove(number);
-            let size = task.as_ref().map_or(0, |task| task.call.size());
-            self.queued_bytes = self.queued_bytes.saturating_sub(size);
             return (Cancelled::Withdrawn, task.map(|task| task.owner));
         };
         if claim::withdraw(&self.common, position) {
@@ -866,7 +868,7 @@ impl State {
             claim::release(&self.common, position, index as u16);
         }
         for task in returned.into_iter().rev() {
-            self.enqueue(task, true);
+            self.queue.push_front(task);
         }
         self.extents.reclaim(index as u32);
         let lost = deadly.or((lease.phase != Phase::Idle).then_some(lease.task));

@@ -16,6 +16,7 @@
 #![allow(unsafe_code)] // objects that others own are looked at, without counting a reference to each
 
 mod keys;
+mod objects;
 
 use std::ffi::c_int;
 use std::{ptr, slice};
@@ -23,11 +24,11 @@ use std::{ptr, slice};
 use pyo3::exceptions::PyValueError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBool, PyBytes, PyDict, PyList, PyTuple};
+use pyo3::types::{PyBytes, PyTuple};
 use smallvec::SmallVec;
 
-use self::keys::KEYS;
-use crate::ipc::plain::read::{Maker, read};
+use self::objects::Objects;
+use crate::ipc::plain::read::read;
 use crate::ipc::plain::seen::Seen;
 use crate::ipc::plain::write;
 
@@ -57,20 +58,78 @@ pub fn encode(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
 }
 
 /// As [`encode`], but without the first and last bytes of a pickle: it may be part of another.
-/// Memo-free: numbers that the rest of the pickle gives to objects are not disturbed.
+/// Memo-free: numbers that the rest of the pickle gives to objects are not disturbed. What may share
+/// a list or a dict with the rest has to be encoded together with it ([`encode_tuple`]).
+#[inline]
 pub fn encode_bare(value: &Bound<'_, PyAny>, out: &mut Vec<u8>) -> bool {
-    let begin = out.len();
-    let mut encoder = Encoder {
-        limit: begin.saturating_add(MOST),
-        out,
-        seen: Seen::default(),
-    };
     // SAFETY: the caller has the GIL and a reference to the value.
-    let written = unsafe { encoder.value(value.as_ptr(), 0) };
+    unsafe { number(value.as_ptr(), out) || encode_larger(value.as_ptr(), out) }
+}
+
+/// As [`encode_bare`], for a tuple of these values. One after the other they would not be plain
+/// together: a list may be in two of them.
+pub fn encode_tuple(values: &[&Bound<'_, PyAny>], out: &mut Vec<u8>) -> bool {
+    encode_with(out, |encoder| {
+        write::begin_tuple(encoder.out, values.len());
+        for value in values {
+            // SAFETY: the caller has the GIL and a reference to the value.
+            if !unsafe { encoder.value(value.as_ptr(), 1) } || encoder.is_full() {
+                return false;
+            }
+        }
+        write::end_tuple(encoder.out, values.len());
+        true
+    })
+}
+
+/// # Safety
+/// With the GIL, and `value` is an object.
+unsafe fn encode_larger(value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    // SAFETY: the caller's promise.
+    encode_with(out, |encoder| unsafe { encoder.value(value, 0) })
+}
+
+#[inline]
+fn encode_with(out: &mut Vec<u8>, write: impl FnOnce(&mut Encoder<'_>) -> bool) -> bool {
+    let begin = out.len();
+    let limit = begin.saturating_add(MOST);
+    let mut seen = Seen::default();
+    let seen = &mut seen;
+    let written = write(&mut Encoder { out, limit, seen });
     if !written {
         out.truncate(begin);
     }
     written
+}
+
+/// Writes an int of up to 64 bits, a float, `None` or a bool; false for anything else.
+///
+/// # Safety
+/// With the GIL, and `value` is an object.
+#[inline(always)]
+unsafe fn number(value: *mut ffi::PyObject, out: &mut Vec<u8>) -> bool {
+    // SAFETY: only the type is looked at, and each function gets what is of its type: it cannot fail.
+    unsafe {
+        if ffi::PyLong_CheckExact(value) != 0 {
+            let mut overflow: c_int = 0;
+            let int = ffi::PyLong_AsLongLongAndOverflow(value, &mut overflow);
+            if overflow != 0 {
+                return false;
+            }
+            write::int(out, int);
+        } else if ffi::PyFloat_CheckExact(value) != 0 {
+            write::float(out, ffi::PyFloat_AsDouble(value));
+        } else if value == ffi::Py_None() {
+            write::none(out);
+        } else if value == ffi::Py_True() {
+            write::bool(out, true);
+        } else if value == ffi::Py_False() {
+            write::bool(out, false);
+        } else {
+            return false;
+        }
+    }
+    true
 }
 
 /// The value of a pickle, None when it uses anything outside the subset (or is malformed): the
@@ -84,15 +143,15 @@ pub fn decode<'py>(py: Python<'py>, bytes: &[u8]) -> Option<Bound<'py, PyAny>> {
     value
 }
 
-/// Writes one value. Nothing that it calls runs Python code or allocates what the garbage collector
-/// counts, so that the containers stay as they are and hold what is in them. The one exception is a
-/// string that has no UTF-8, and after that no object is looked at again.
+/// Writes one value. While it does, no Python code runs and nothing else has the GIL, so containers
+/// stay as they are and keep what is in them: nothing is called that could run the garbage collector.
+/// The one exception is a string without UTF-8, and after its error no object is looked at again.
 struct Encoder<'a> {
     out: &'a mut Vec<u8>,
     /// The length that `out` may have.
     limit: usize,
     /// What must not be met again.
-    seen: Seen,
+    seen: &'a mut Seen,
 }
 
 impl Encoder<'_> {
@@ -102,19 +161,12 @@ impl Encoder<'_> {
     unsafe fn value(&mut self, value: *mut ffi::PyObject, depth: usize) -> bool {
         // SAFETY: only the type is looked at, and each function gets what is of its type.
         unsafe {
-            if ffi::PyLong_CheckExact(value) != 0 {
-                self.int(value)
-            } else if ffi::PyUnicode_CheckExact(value) != 0 {
+            if ffi::PyUnicode_CheckExact(value) != 0 {
                 self.str(value)
-            } else if ffi::PyFloat_CheckExact(value) != 0 {
-                write::float(self.out, ffi::PyFloat_AsDouble(value));
+            } else if number(value, self.out) {
                 true
-            } else if value == ffi::Py_None() {
-                write::none(self.out);
-                true
-            } else if ffi::PyBool_Check(value) != 0 {
-                write::bool(self.out, value == ffi::Py_True());
-                true
+            } else if ffi::PyLong_CheckExact(value) != 0 {
+                self.long(value)
             } else if ffi::PyBytes_CheckExact(value) != 0 {
                 self.bytes(value)
             } else if depth == DEEPEST {
@@ -131,19 +183,6 @@ impl Encoder<'_> {
         }
     }
 
-    #[inline]
-    unsafe fn int(&mut self, value: *mut ffi::PyObject) -> bool {
-        let mut overflow: c_int = 0;
-        // SAFETY: an exact int, for which this cannot fail.
-        let number = unsafe { ffi::PyLong_AsLongLongAndOverflow(value, &mut overflow) };
-        if overflow == 0 {
-            write::int(self.out, number);
-            return true;
-        }
-        // SAFETY: as above.
-        unsafe { self.long(value) }
-    }
-
     /// An int of more than 64 bits: from the low end, 64 of them at a time.
     #[cold]
     unsafe fn long(&mut self, value: *mut ffi::PyObject) -> bool {
@@ -155,23 +194,21 @@ impl Encoder<'_> {
     #[inline]
     unsafe fn str(&mut self, value: *mut ffi::PyObject) -> bool {
         let mut len = 0;
-        // SAFETY: an exact str. Our reference keeps it while the error of a surrogate is made. The
-        // text is the object's own, and is copied before we give the reference back.
+        // SAFETY: an exact str, whose text is its own and copied at once. The error of a surrogate is
+        // the one thing made here that could run the collector, and then only in 3.11 (later ones do
+        // not collect on allocation): the error holds the string by then.
         unsafe {
-            ffi::Py_INCREF(value);
             let text = ffi::PyUnicode_AsUTF8AndSize(value, &mut len);
-            let written = if text.is_null() {
+            if text.is_null() {
                 ffi::PyErr_Clear();
-                false
-            } else if self.may_write(value, len as usize) {
-                write::str(self.out, slice::from_raw_parts(text.cast(), len as usize));
-                true
-            } else {
-                false
-            };
-            ffi::Py_DECREF(value);
-            written
+                return false;
+            }
+            if !self.may_write(value, len as usize) {
+                return false;
+            }
+            write::str(self.out, slice::from_raw_parts(text.cast(), len as usize));
         }
+        true
     }
 
     #[inline]
@@ -291,158 +328,26 @@ fn fits(value: &Bound<'_, PyAny>) -> Option<bool> {
     )
 }
 
-/// Makes Python objects. Where a collection of garbage runs other code meanwhile, this finds no
-/// object with holes in it: tuples and lists are filled at once when all their items are there.
-struct Objects<'py> {
-    py: Python<'py>,
-}
-
-impl<'py> Objects<'py> {
-    /// # Safety
-    /// `object` is null or a reference to give away.
-    unsafe fn own(&self, object: *mut ffi::PyObject) -> Option<Bound<'py, PyAny>> {
-        // SAFETY: the caller's promise.
-        unsafe { Bound::from_owned_ptr_or_opt(self.py, object) }
-    }
-}
-
-impl<'py> Maker for Objects<'py> {
-    type Value = Bound<'py, PyAny>;
-
-    fn none(&mut self) -> Self::Value {
-        self.py.None().into_bound(self.py)
-    }
-
-    fn bool(&mut self, value: bool) -> Self::Value {
-        PyBool::new(self.py, value).to_owned().into_any()
-    }
-
-    fn int(&mut self, value: i64) -> Option<Self::Value> {
-        // SAFETY: with the GIL; a new reference.
-        unsafe { self.own(ffi::PyLong_FromLongLong(value)) }
-    }
-
-    fn long(&mut self, bytes: &[u8]) -> Option<Self::Value> {
-        let (low, high) = bytes.as_chunks::<8>();
-        let mut high = high;
-        let mut low = low;
-        if high.is_empty() {
-            let (last, rest) = low.split_last()?;
-            (high, low) = (last, rest);
-        }
-        let negative = *high.last()? >= 0x80;
-        let mut first = if negative { [0xff; 8] } else { [0; 8] };
-        first[..high.len()].copy_from_slice(high);
-        let mut value = self.int(i64::from_le_bytes(first))?;
-        for limb in low.iter().rev() {
-            let limb = u64::from_le_bytes(*limb);
-            value = value.lshift(64).ok()?.bitor(limb).ok()?;
-        }
-        Some(value)
-    }
-
-    fn float(&mut self, value: f64) -> Option<Self::Value> {
-        // SAFETY: with the GIL; a new reference.
-        unsafe { self.own(ffi::PyFloat_FromDouble(value)) }
-    }
-
-    fn str(&mut self, text: &[u8]) -> Option<Self::Value> {
-        let (start, len) = (text.as_ptr().cast(), text.len() as ffi::Py_ssize_t);
-        // SAFETY: with the GIL; a new reference.
-        unsafe {
-            self.own(ffi::PyUnicode_DecodeUTF8(
-                start,
-                len,
-                c"surrogatepass".as_ptr(),
-            ))
-        }
-    }
-
-    fn key(&mut self, text: &[u8]) -> Option<Self::Value> {
-        KEYS.get(self.py, text, |text| self.str(text))
-    }
-
-    fn bytes(&mut self, bytes: &[u8]) -> Option<Self::Value> {
-        let (start, len) = (bytes.as_ptr().cast(), bytes.len() as ffi::Py_ssize_t);
-        // SAFETY: with the GIL; a new reference.
-        unsafe { self.own(ffi::PyBytes_FromStringAndSize(start, len)) }
-    }
-
-    fn tuple(&mut self, items: impl ExactSizeIterator<Item = Self::Value>) -> Option<Self::Value> {
-        // SAFETY: with the GIL; a new reference.
-        let tuple = unsafe { self.own(ffi::PyTuple_New(items.len() as ffi::Py_ssize_t))? };
-        for (i, item) in (0..).zip(items) {
-            // SAFETY: a new tuple of as many items, which gets our reference to each.
-            unsafe { ffi::PyTuple_SetItem(tuple.as_ptr(), i, item.into_ptr()) };
-        }
-        Some(tuple)
-    }
-
-    fn list(&mut self, items: impl ExactSizeIterator<Item = Self::Value>) -> Option<Self::Value> {
-        // SAFETY: with the GIL; a new reference.
-        let list = unsafe { self.own(ffi::PyList_New(items.len() as ffi::Py_ssize_t))? };
-        for (i, item) in (0..).zip(items) {
-            // SAFETY: a new list of as many items, which gets our reference to each.
-            unsafe { ffi::PyList_SetItem(list.as_ptr(), i, item.into_ptr()) };
-        }
-        Some(list)
-    }
-
-    fn dict(&mut self, items: impl ExactSizeIterator<Item = Self::Value>) -> Option<Self::Value> {
-        // SAFETY: with the GIL; a new reference.
-        let dict = unsafe { self.own(ffi::PyDict_New())? };
-        self.update(dict, items)
-    }
-
-    fn extend(
-        &mut self,
-        list: Self::Value,
-        items: impl ExactSizeIterator<Item = Self::Value>,
-    ) -> Option<Self::Value> {
-        let list = list.cast_into_exact::<PyList>().ok()?;
-        for item in items {
-            list.append(item).ok()?;
-        }
-        Some(list.into_any())
-    }
-
-    fn update(
-        &mut self,
-        dict: Self::Value,
-        mut items: impl ExactSizeIterator<Item = Self::Value>,
-    ) -> Option<Self::Value> {
-        // SAFETY: with the GIL, any object.
-        if unsafe { ffi::PyDict_CheckExact(dict.as_ptr()) } == 0 {
-            return None;
-        }
-        while let (Some(key), Some(value)) = (items.next(), items.next()) {
-            if !is_key(&key, 0) {
-                return None;
-            }
-            // SAFETY: an exact dict, and two objects, of which it gets references of its own.
-            if unsafe { ffi::PyDict_SetItem(dict.as_ptr(), key.as_ptr(), value.as_ptr()) } != 0 {
-                return None;
-            }
-        }
-        Some(dict)
-    }
-}
-
-/// Whether a dict can have this key. Tuples that are nested without end are found before their hash
-/// overflows the stack.
-fn is_key(key: &Bound<'_, PyAny>, depth: usize) -> bool {
-    match key.cast_exact::<PyTuple>() {
-        Ok(tuple) => depth < DEEPEST && tuple.iter().all(|item| is_key(&item, depth + 1)),
-        Err(_) => !(key.is_exact_instance_of::<PyList>() || key.is_exact_instance_of::<PyDict>()),
-    }
-}
-
-/// plain_dumps(obj) -> the pickle of a plain value, None if it is not plain.
+/// plain_dumps(obj, *more) -> the pickle of a plain value, or of a tuple of several; None if it is
+/// not plain.
 #[pyfunction]
-#[pyo3(signature = (obj, /))]
-fn plain_dumps<'py>(obj: &Bound<'py, PyAny>) -> Option<Bound<'py, PyBytes>> {
+#[pyo3(signature = (obj, /, *more))]
+fn plain_dumps<'py>(
+    obj: &Bound<'py, PyAny>,
+    more: &Bound<'py, PyTuple>,
+) -> Option<Bound<'py, PyBytes>> {
     let mut out = Vec::new();
-    encode(obj, &mut out).then(|| PyBytes::new(obj.py(), &out))
+    if more.is_empty() {
+        return encode(obj, &mut out).then(|| PyBytes::new(obj.py(), &out));
+    }
+    let more: Vec<_> = more.iter().collect();
+    let all: Vec<_> = std::iter::once(obj).chain(&more).collect();
+    write::begin(&mut out);
+    if !encode_tuple(&all, &mut out) {
+        return None;
+    }
+    write::end(&mut out);
+    Some(PyBytes::new(obj.py(), &out))
 }
 
 /// plain_loads(data) -> the plain value of a pickle.

@@ -81,6 +81,11 @@ impl<T> Kept<T> {
         }
     }
 
+    /// The value in any process, for what can be done with it in a forked child.
+    pub fn foreign(&self) -> &T {
+        &self.value
+    }
+
     /// The value, in the process that made it.
     #[inline]
     pub fn get(&self) -> Option<&T> {

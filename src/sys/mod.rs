@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod cpu;
+pub mod descriptor;
 pub mod errno;
 pub mod fdpass;
 pub mod fork;

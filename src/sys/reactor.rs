@@ -47,13 +47,15 @@ pub fn block_signals() {
     let _ = nix::sys::signal::SigSet::all().thread_block();
 }
 
-/// Current resident memory of this process in bytes (not its peak).
+/// Memory of this process in bytes, at the moment (not its peak), without what it shares with other
+/// processes in segments.
 pub fn resident_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/statm").ok()?;
-    let pages: u64 = text.split(' ').nth(1)?.parse().ok()?;
-    // SAFETY: no pointers.
-    let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    Some(pages * page as u64)
+    let text = std::fs::read_to_string("/proc/self/status").ok()?;
+    let kib = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
+        line.trim().strip_suffix(" kB")?.parse::<u64>().ok()
+    };
+    Some((kib("RssAnon:")? + kib("RssFile:")?) * 1024)
 }
 
 /// epoll with a number per descriptor.

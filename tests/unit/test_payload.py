@@ -208,9 +208,7 @@ class Nested:
         self.obj = obj
 
     def __reduce__(self) -> Any:
-        return _core.ExtentReceiver.read, (
-            _core.ExtentSender.lay_out(ForkingPickler, self.obj),
-        )
+        return _core.ExtentReceiver.read, (_core.ExtentSender.lay_out(ForkingPickler, self.obj),)
 
 
 def reduce_registered(obj: Registered) -> Any:
@@ -390,6 +388,8 @@ def test_idle_memory_goes_back_to_the_system() -> None:
         receiver.receive(index)
     assert sender.lent == 0
     assert sender.resident <= 6 * MEGABYTE
+    sender.trim()
+    assert sender.resident < MEGABYTE
 
 
 def test_no_memory_is_an_error_and_not_a_signal(ctx: Any) -> None:
@@ -467,6 +467,94 @@ def test_a_killed_receiver_gives_everything_back(ctx: Any) -> None:
         assert sender.discard(on_its_way)
         assert sender.lent == held
     alive.end()
+
+
+def _send_until_killed(conn: Any) -> None:
+    sender = _core.ExtentSender()
+    send_handle(conn, sender.fd, os.getppid())
+    number = 0
+    while True:
+        conn.send((number, sender.send(ForkingPickler, np.full(MEGABYTE, number % 251, np.uint8))))
+        number += 1
+
+
+def test_what_has_arrived_outlives_its_sender(ctx: Any) -> None:
+    conn, other = ctx.Pipe()
+    process = ctx.Process(target=_send_until_killed, args=(other,))
+    process.start()
+    other.close()
+    receiver = _core.ExtentReceiver(recv_handle(conn), 0)
+    arrays = {}
+    for _ in range(20):
+        number, index = conn.recv()
+        arrays[number] = receiver.receive(index)
+    assert conn.poll(30)
+    process.kill()
+    process.join()
+    late = conn.recv()[1]  # on its way when it died
+    conn.close()
+    assert receiver.receive(late).size == MEGABYTE
+    del receiver
+    assert all((array == number % 251).all() for number, array in arrays.items())
+
+
+def _look_at(array: Any, conn: Any) -> None:
+    while (number := conn.recv()) is not None:
+        conn.send(bool((array == number).all()))
+
+
+def test_a_forked_child_keeps_the_arrays_that_it_inherited() -> None:
+    import billiard
+
+    ctx = billiard.get_context("fork")
+    sender = _core.ExtentSender()
+    receiver = here(sender)
+    before = receiver.receive(send(sender, np.full(4 * MEGABYTE, 1, np.uint8)))
+    conn, other = ctx.Pipe()
+    process = ctx.Process(target=_look_at, args=(before, other))
+    process.start()
+    other.close()
+    del before, process._args
+    for number in range(2, 6):  # what is mapped after the fork is used again
+        assert (
+            receiver.receive(send(sender, np.full(4 * MEGABYTE, number, np.uint8))) == number
+        ).all()
+        conn.send(1)
+        assert conn.recv()
+    assert 0 < sender.lent < 8 * MEGABYTE
+    conn.send(None)
+    process.join()
+    conn.close()
+    deadline = time.monotonic() + 10
+    while sender.lent and time.monotonic() < deadline:
+        receiver.receive(send(sender, None))  # it looks again from time to time
+    assert sender.lent == 0
+
+
+def _use_what_is_the_parents(sender: Any, receiver: Any, kept: list[Any], index: int) -> None:
+    assert sender.send(ForkingPickler, b"x") is None
+    sender.reclaim(0)
+    assert not sender.discard(index)
+    with pytest.raises(RuntimeError):
+        receiver.receive(index)
+    kept.clear()
+
+
+def test_a_forked_child_cannot_use_what_is_its_parents() -> None:
+    import billiard
+
+    sender = _core.ExtentSender()
+    receiver = here(sender)
+    kept = [receiver.receive(send(sender, np.ones(MEGABYTE)))]
+    index, lent = send(sender, b"x"), sender.lent
+    args = (sender, receiver, kept, index)
+    process = billiard.get_context("fork").Process(target=_use_what_is_the_parents, args=args)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert sender.lent == lent
+    assert receiver.receive(index) == b"x"
+    assert (kept[0] == 1).all()
 
 
 def test_a_receiver_that_ends_lets_the_sender_reclaim(ctx: Any) -> None:

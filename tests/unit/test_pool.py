@@ -691,6 +691,8 @@ def test_a_discarded_job_is_forgotten(pool: Any, tmp_path: Path) -> None:
 def test_long_and_short_lives(ctx: Any) -> None:
     pool = ctx.Pool(4)
     assert pool.map(square, range(4), 1) == [0, 1, 4, 9]
+    # all of them have started
+    eventually(lambda: len({*pool.map(pid, range(8), 1)}) == 4)
     began = time.monotonic()
     pool.close()
     pool.join()

@@ -20,6 +20,7 @@ from ..exceptions import (
 from ..util import Finalize
 from . import checks, handlers
 from . import worker as worker_side
+from .causes import Causes
 from .constants import (
     CLOSE,
     EX_OK,
@@ -166,6 +167,7 @@ class Pool(Submitting):
         self._on_ready_counters: dict[int | None, Any] = {}
         self._putlock = semaphore or LaxBoundedSemaphore(self._processes)
         self._taskqueue: Any = SimpleQueue()
+        self._causes = Causes()
         self._drive = self._make_drive()
         self._setup_queues()
         self._state = RUN
@@ -188,7 +190,7 @@ class Pool(Submitting):
         return NativeDrive(self)
 
     def _can_be_direct(self) -> bool:
-        """Whether jobs without callbacks and limits may pass by the book: no hook would see them."""
+        """Whether jobs without callbacks and limits may pass by the book: no hook sees them."""
         return (
             self._drive.is_native
             and not self.putlocks
@@ -398,11 +400,15 @@ class Pool(Submitting):
         if getattr(worker, "_job_terminated", False):
             job._set(i, (False, captured(Terminated(-(exitcode or 0)))))
         else:
-            self.mark_as_worker_lost(job, exitcode, i)
+            self.mark_as_worker_lost(job, exitcode, i, worker)
 
-    def mark_as_worker_lost(self, job: Any, exitcode: int | None, i: int | None = None) -> None:
+    def mark_as_worker_lost(
+        self, job: Any, exitcode: int | None, i: int | None = None, worker: Any = None
+    ) -> None:
         """Fail a job (its task ``i``) with WorkerLostError."""
         message = f"Worker exited prematurely: {human_status(exitcode)} Job: {job._job}."
+        if worker is not None:
+            message = f"{message} pid {worker.pid}: {self._causes.explain(exitcode)}."
         job._set(i, (False, captured(WorkerLostError(message))))
 
     def _iterinactive(self) -> Iterator[Any]:
@@ -542,14 +548,33 @@ class Pool(Submitting):
         self._worker_handler.terminate()
         self._terminate()
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> bool:
         """Wait until all workers have exited, after :meth:`close` or :meth:`terminate`.
 
+        :param timeout: seconds to wait at most (pools with threads).
+        :returns: whether they have.
         :raises ValueError: the pool has not been closed.
+
+        Origin: multiprocessing; the timeout is ours.
         """
         if self._state == RUN:
             raise ValueError("Pool is still running")
-        self._drive.join()
+        return self._drive.join(timeout)
+
+    def drain(self, timeout: float | None = None) -> list[Any]:
+        """Close the pool and wait for its jobs; then cancel those that are not done.
+
+        :param timeout: seconds to wait; None: until all are done.
+        :returns: the results of the jobs that did not finish. They raise Terminated.
+        :raises ValueError: the pool has no threads: its event loop drains it.
+
+        Ours.
+        """
+        if not self._drive.is_native:
+            raise ValueError("only pools of processes with threads=True can be drained")
+        self._drive.wait_until_idle(checks.amount("timeout", timeout))
+        self.close()
+        return self._drive.cancel_all()  # type: ignore[attr-defined, no-any-return]
 
     @staticmethod
     def _stop_task_handler(task_handler: Any) -> None:

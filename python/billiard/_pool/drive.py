@@ -99,8 +99,9 @@ class Drive:
         """No more tasks will be submitted; workers may exit when all are done."""
         raise NotImplementedError
 
-    def join(self) -> None:
-        """Wait until everything has ended, after :meth:`close` or the finalizer."""
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until everything has ended, after :meth:`close` or the finalizer, at most so many
+        seconds (drives with threads); whether it has."""
         raise NotImplementedError
 
     def finalizer(self) -> Callable[..., object]:
@@ -116,6 +117,14 @@ class Drive:
 
     def submit_one(self, task: Task) -> None:
         """Take one task."""
+        raise NotImplementedError
+
+    def cancel(self, job: Any) -> bool:
+        """End a job; false if that cannot be done (any more)."""
+        return False
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        """Wait until there are no jobs, at most ``timeout`` seconds; whether that is so."""
         raise NotImplementedError
 
     def fail(self, info: ExceptionInfo) -> None:
@@ -265,7 +274,7 @@ class PassiveDrive(Drive):
         pool._taskqueue.put(None)
         stop_if_not_current(pool._worker_handler)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> bool:
         pool = self.pool
         debug("joining worker handler")
         stop_if_not_current(pool._worker_handler)
@@ -278,6 +287,7 @@ class PassiveDrive(Drive):
             if worker._popen is not None:
                 worker.join()
         debug("pool join complete")
+        return True
 
     def finalizer(self) -> Callable[..., object]:
         pool = self.pool

@@ -46,6 +46,14 @@ class Lane:
         self.shared = _core.PoolLane.open(self.index, *(fd.detach() for fd in fds))
         self._lifeline = lifeline.detach()
 
+    def fileno(self) -> int:
+        """The descriptor of the worker's memory."""
+        return self.shared.fds()[2]
+
+    def let_go(self) -> None:
+        """In the pool's process: the worker has ended. What it sent may still be in its memory."""
+        del self.shared
+
     def hold_lifeline(self) -> None:
         """In the worker: die when the pool's process is gone, whatever a task is doing."""
         _core.hold_lifeline(self._lifeline)

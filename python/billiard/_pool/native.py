@@ -75,12 +75,11 @@ SLAIN_LIMIT = 100
 #: seconds until the system is asked again for what it had not
 RETRY_AFTER = 0.2
 
-#: A sequence is read ahead until so many of its tasks (or bytes of them) wait for a slot: it may be
-#: endless, its items large. Those that are at hand anyway may be more.
+#: A sequence is read ahead until so many tasks wait for a slot, or large calls of so many bytes are
+#: under way: it may be endless, its items large. Those that are at hand anyway may be more.
 WAITING_TASKS = 256
-WAITING_BYTES = 1 << 20
 AT_HAND_TASKS = 1 << 16
-AT_HAND_BYTES = 1 << 22
+LARGE_BYTES = 1 << 22
 
 
 class Side:
@@ -142,14 +141,16 @@ class LostTask:
 class SequenceTasks:
     """What the task handler is given of a sequence that the engine feeds from itself."""
 
-    def __init__(self, engine: _core.PoolEngine, sequence: _core.PoolSequence) -> None:
-        self.engine = engine
+    def __init__(self, drive: NativeDrive, sequence: _core.PoolSequence) -> None:
+        self.drive = drive
         self.sequence = sequence
 
     def __iter__(self) -> Iterator[None]:
-        while not self.sequence.feed(WAITING_TASKS, WAITING_BYTES):
-            self.engine.wait_for_room(WAITING_TASKS, WAITING_BYTES)
+        while not self.sequence.feed(WAITING_TASKS, LARGE_BYTES):
+            self.drive.check_broken()
+            self.drive.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             yield None
+        self.drive.check_broken()
 
 
 class NativeDrive(Drive):
@@ -175,6 +176,8 @@ class NativeDrive(Drive):
         self.drained = False
         #: why no task can be done any more
         self.broken: ExceptionInfo | None = None
+        #: the lane of the worker that is being started
+        self._launching: _core.PoolLane | None = None
         #: workers that ended before they were ready, since the last that was
         self._stillborn = 0
         #: as many were killed, by whom we do not know
@@ -192,6 +195,7 @@ class NativeDrive(Drive):
         pool = self._pool()
         assert pool is not None
         engine = self.engine = _core.PoolEngine(wire)
+        util.register_after_fork(self, NativeDrive._in_child)
         self.submissions = pool._taskqueue = Submissions()
         pool._inqueue = Side(self.submit_one, lambda: not engine.has_waiting())
         pool._outqueue = Side(self._no_more_tasks, lambda: True)
@@ -229,8 +233,13 @@ class NativeDrive(Drive):
         info = ExceptionInfo((type(exc), exc, exc.__traceback__), internal=True)
         self.terminated = True
         self.break_down(info)
+        self._kill_all_at = monotonic() + TERMINATE_GRACE
         self._end_workers()
         self._abandon(info)
+        if threading.current_thread() is self.handlers[1]:
+            # It goes on in the one respect that all others depend on.
+            while self.wait_for_change():
+                self.reap()
 
     def _no_more_tasks(self, sentinel: None) -> None:
         self.closed = True
@@ -240,12 +249,14 @@ class NativeDrive(Drive):
     def close(self) -> None:
         self.submissions.put(None)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> bool:
         if threading.current_thread() in self.handlers:
             raise RuntimeError("a pool cannot be joined by one of its own threads")
+        deadline = None if timeout is None else monotonic() + timeout
         for handler in self.handlers:
             if handler._was_started:
-                handler.stop()
+                handler.stop(None if deadline is None else max(0.0, deadline - monotonic()))
+        return not any(handler.is_alive() for handler in self.handlers)
 
     def finalizer(self) -> Callable[..., object]:
         return self._terminate
@@ -299,8 +310,7 @@ class NativeDrive(Drive):
     def apply(self, pool: Any, func: Any, args: Any, kwargs: Any) -> Any:
         """A call that is nobody's but the caller's."""
         result = self.engine.apply(pool, func, args, kwargs)
-        if self.broken is not None:
-            self.break_down(self.broken)
+        self.check_broken()
         return result
 
     def imap(
@@ -315,17 +325,13 @@ class NativeDrive(Drive):
         """A sequence of calls that is nobody's but the caller's."""
         sequence = self.engine.sequence(pool, ordered)
         self._sequences.add(sequence)
-        if buffersize is not None:
-            sequence.begin(func, iter(items), AT_HAND_TASKS, AT_HAND_BYTES, buffersize)
-        elif kind is range or kind is list or kind is tuple:
-            # To read these takes no code of the user's and no time.
-            if not sequence.begin(func, iter(items), AT_HAND_TASKS, AT_HAND_BYTES):
-                self.submissions.put((SequenceTasks(self.engine, sequence), None))
-        else:
-            sequence.begin(func, iter(items), 0, 0, 0)
-            self.submissions.put((SequenceTasks(self.engine, sequence), None))
-        if self.broken is not None:
-            self.break_down(self.broken)
+        sequence.begin(func, iter(items), buffersize)
+        # To read these takes no code of the user's and no time.
+        at_hand = kind is range or kind is list or kind is tuple or buffersize is not None
+        done = at_hand and sequence.feed(AT_HAND_TASKS, LARGE_BYTES)
+        if not done and buffersize is None:
+            self.submissions.put((SequenceTasks(self, sequence), None))
+        self.check_broken()
         return sequence
 
     def submit_one(self, task: Any) -> None:
@@ -338,8 +344,7 @@ class NativeDrive(Drive):
         kind, (job, i, func, args, kwargs) = task
         assert kind == TASK
         self.engine.put(job, i, func, args, kwargs, *self._limits_of(job))
-        if self.broken is not None:
-            self.break_down(self.broken)
+        self.check_broken()
 
     def _limits_of(self, number: int) -> tuple[float, float]:
         job = self.cache.get(number)
@@ -349,18 +354,52 @@ class NativeDrive(Drive):
     def _feed(self, task: Any) -> None:
         """What the task handler does with each task of a sequence."""
         if task is not None:
-            self.engine.wait_for_room(WAITING_TASKS, WAITING_BYTES)
+            self.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             if self.broken is not None:
                 # One answer is enough, and a sequence may be endless.
                 raise Refused(self.broken)
             self._put(task)
 
-    def cancel(self, job: int) -> bool:
-        return self.engine.cancel(job, None, wire.cancelled())
+    def cancel(self, job: Any) -> bool:
+        return self.engine.cancel(job._job, None, wire.cancelled())
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        for job in list(self.cache.values()):
+            while not job.ready():
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self.engine.wait_idle(left)
+                # The last that the engine had; the book's thread has it in an instant.
+                job.wait(0.01) if hasattr(job, "wait") else None
+        while self.submissions.busy() or self.engine.live():
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return False
+            self.engine.wait_idle(left if left is None else min(left, 0.05))
+        return True
+
+    def cancel_all(self) -> list[Any]:
+        """End all jobs; those that had no outcome."""
+        info = wire.cancelled()
+        unfinished: list[Any] = [job for job in list(self.cache.values()) if not job.ready()]
+        unfinished += [sequence for sequence in list(self._sequences) if not sequence.ready()]
+        for sequence in list(self._sequences):
+            sequence._abandon(info)
+        for job in unfinished:
+            if job._job in self.cache:
+                self.cancel(job)
+        return unfinished + self.engine.cancel_all(info)
 
     def fail(self, info: ExceptionInfo) -> None:
         """Let every task that waits, and any later, fail."""
         self.break_down(info)
+
+    def check_broken(self) -> None:
+        """Something has been submitted: perhaps to a pool that has just ceased to do anything."""
+        if self.broken is not None:
+            self.break_down(self.broken)
 
     def break_down(self, info: ExceptionInfo) -> None:
         """There are no workers and there will be none."""
@@ -395,17 +434,29 @@ class NativeDrive(Drive):
         return lane, lane, None
 
     def launch(self, worker: Any) -> None:
+        lane = worker.inq.shared
+        self._launching = lane
         try:
             worker.start()
         except BaseException:
             self.workers.remove(worker)
+            worker.inq.let_go()
             raise
-        member = self.members[worker.pid] = Member(worker)
-        self.engine.attach(worker.inq.shared, worker.pid, worker._popen.sentinel)
+        finally:
+            self._launching = None
+        lane.withhold()
+        self.members[worker.pid] = Member(worker)
+        self.engine.attach(lane, worker.pid, worker._popen.sentinel)
         if self.terminated:
             # It was on its way when the others were told.
             self._end_workers()
-        del member
+
+    def _in_child(self) -> None:
+        """A process has been forked: it needs no more than a worker needs, if it is one."""
+        for member in self.members.values():
+            member.worker.inq.shared.close()
+        if self._launching is None:
+            self.engine.abandon()
 
     def wants_workers(self) -> bool:
         if self.terminated or self.drained or self.broken is not None:
@@ -512,6 +563,7 @@ class NativeDrive(Drive):
         exitcode: int | None = worker.exitcode
         self.workers.remove(worker)
         del self.members[member.pid]
+        worker.inq.let_go()
         if pool is not None:
             if self.engine.take_ended():
                 pool.restart_state.R = 0
@@ -561,7 +613,5 @@ class NativeDrive(Drive):
         if (self._stillborn or self._slain) and not self.wants_workers():
             assert self._why_stillborn is not None
             self.fail(self._why_stillborn)
-        elif (
-            self.closed and self.engine.has_waiting() and pool is not None and not pool._processes
-        ):
+        elif self.closed and self.engine.has_waiting() and pool is not None and not pool._processes:
             self.fail(captured(WorkerLostError("The pool was closed without workers")))

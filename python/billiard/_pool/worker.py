@@ -21,7 +21,7 @@ from functools import partial
 from time import monotonic
 
 from .. import util
-from .._core import soft_limit_passed
+from .._core import resident_kib, soft_limit_passed
 from ..common import (
     TERM_NUMBER,
     _should_have_exited,
@@ -134,9 +134,10 @@ class Worker:
         """Give ``obj`` (the process in the parent) the queues and the descriptors of their ends."""
         obj.inq, obj.outq, obj.synq = self.inq, self.outq, self.synq
         if isinstance(self.inq, Lane):
-            # There are no descriptors that anybody could write to or read from.
-            obj.inqW_fd = obj.outqR_fd = None
-            obj.synqR_fd = obj.synqW_fd = obj._send_syn_offset = None
+            # Nobody can write to or read from these descriptors; they tell one worker from another.
+            obj.inqW_fd = obj.outqR_fd = self.inq.fileno()
+            obj.synqR_fd = obj.synqW_fd = None
+            obj._quick_put = obj._quick_get = obj.send_job_offset = obj._send_syn_offset = None
             return obj
         obj.inqW_fd = self.inq._writer.fileno()
         obj.outqR_fd = self.outq._reader.fileno()
@@ -376,7 +377,8 @@ class Worker:
                 error("!!!WAIT FOR ACK TIMEOUT: job:%r fd:%r!!!", job, fd)
 
     def _is_above(self, limit: float) -> bool:
-        used = mem_rss()
+        # What it has now: its greatest ever may have been its parent's, which forked or started it.
+        used = resident_kib() or mem_rss()
         if used <= 0:
             error("worker unable to determine memory usage")
         if used > limit:

@@ -18,8 +18,8 @@
 //! over shared pages that are mapped 9 ms, writing to a file whose pages exist 16 ms, to new pages
 //! 29 ms, and touching new pages through a mapping 62 ms. Therefore a new extent is written with
 //! `pwrite`, is mapped when it is used a second time, and stays mapped: extents that came back are
-//! used again before new ones are made. Transparent huge pages, for shared memory mostly switched
-//! off, and prefaulting for readers (the kernel maps 16 pages at a fault anyway) gained nothing.
+//! used again before new ones are made. Huge pages are off for shared memory on most systems;
+//! prefaulting private mappings gained nothing, as the kernel maps 16 pages at a read fault anyway.
 
 pub mod word;
 

@@ -25,10 +25,12 @@ impl Default for Bounds {
     fn default() -> Self {
         Self {
             lent: usize::try_from(system_memory() / 2).unwrap_or(usize::MAX),
-            idle: 256 << 20,
+            idle: usize::try_from(system_memory() / 32).map_or(MOST_IDLE, |n| n.min(MOST_IDLE)),
         }
     }
 }
+
+const MOST_IDLE: usize = 256 << 20;
 
 /// Gives out the extents of a segment. *Process-local*, behind a mutex that is held for instants
 /// (and for the making of a chunk). A forked child has no use for it: it gets no extents, and what
@@ -94,6 +96,7 @@ impl Pool {
             out: Vec::new(),
             lent: 0,
         };
+        fork::pid(); // from now on forks are counted
         let inner = Inner {
             segment,
             table: Table::new(table, entries),
@@ -197,6 +200,20 @@ impl Pool {
         inner.retire(excess);
     }
 
+    /// Gives idle memory above so many bytes back to the system, for when there may be nothing to
+    /// send for a while.
+    pub fn trim(&self, idle_bytes: usize) {
+        let inner = &self.inner;
+        if inner.is_foreign() {
+            return;
+        }
+        let mut book = inner.book.lock();
+        let mut excess = inner.sweep(&mut book);
+        excess.extend(book.room.trim(idle_bytes));
+        drop(book);
+        inner.retire(excess);
+    }
+
     /// Bytes of extents that are being written, on their way or with receivers.
     pub fn lent(&self) -> usize {
         if self.inner.is_foreign() {
@@ -267,6 +284,11 @@ impl Extent {
         self.len == 0
     }
 
+    #[cfg(test)]
+    pub fn is_mapped(&self) -> bool {
+        self.spot.as_ref().is_some_and(|spot| spot.map.is_some())
+    }
+
     /// Copies `bytes` to `offset`; an error if the system has no memory.
     pub fn write<'a>(&mut self, offset: usize, bytes: impl Into<Source<'a>>) -> nix::Result<()> {
         let bytes = bytes.into();
@@ -302,7 +324,8 @@ impl Extent {
     pub fn into_index(mut self) -> u32 {
         let pool = Arc::clone(&self.pool);
         let head = pool.segment.head();
-        let spot = self.spot.take().expect("held until it is sent");
+        let mut spot = self.spot.take().expect("held until it is sent");
+        spot.used = true;
         let place = pool.table.place(self.entry);
         for (index, value) in [spot.offset, spot.capacity, self.len]
             .into_iter()

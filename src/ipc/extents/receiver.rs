@@ -3,19 +3,25 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
 
 use super::word::{self, Held, SENDER};
 use super::{CHUNK, LARGE, Table};
+use crate::ipc::arena::Moment;
 use crate::sys::fork;
+use crate::sys::io;
 use crate::sys::memory::system_memory;
 use crate::sys::segment::{Map, PAGE, Segment};
 
 /// Mappings for reading that are kept: their page tables are made, which is most of the cost.
 const KEPT_MAPS: usize = 1024;
 const KEPT_BYTES: usize = 256 << 20;
+
+/// How often it is looked whether what is withheld still has to be.
+const REVIEWS: Duration = Duration::from_millis(100);
 
 /// Why a reference cannot be followed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +53,15 @@ struct Inner {
     views: AtomicUsize,
     view_bytes: AtomicUsize,
     cache: Mutex<Cache>,
+    withheld: Mutex<Withheld>,
+}
+
+/// Messages that this process does not look at any more, but a child of it may: one that was
+/// forked while they were mapped. They are let go of when no such child lives.
+#[derive(Debug, Default)]
+struct Withheld {
+    messages: Vec<(u16, Held, usize, Moment)>,
+    reviewed: Option<Instant>,
 }
 
 /// Mappings by where they begin, each with the time of its last use.
@@ -62,6 +77,7 @@ impl Receiver {
     /// [`Pool`](super::Pool) of the segment.
     pub fn new(segment: Arc<Segment>, table: usize, entries: usize, holder: u32) -> Self {
         assert!(holder < SENDER);
+        fork::pid(); // from now on forks are counted
         Self {
             inner: Arc::new(Inner {
                 segment,
@@ -73,6 +89,7 @@ impl Receiver {
                 views: AtomicUsize::new(0),
                 view_bytes: AtomicUsize::new(0),
                 cache: Mutex::default(),
+                withheld: Mutex::default(),
             }),
         }
     }
@@ -83,6 +100,7 @@ impl Receiver {
         if inner.is_foreign() {
             return Err(Refused::Foreign);
         }
+        inner.review();
         let (entry, ending) = (index as u16, (index >> 16) as u16);
         if usize::from(entry) >= inner.table.entries {
             return Err(Refused::Corrupt);
@@ -97,7 +115,7 @@ impl Receiver {
         let taken = Taken {
             receiver: Arc::clone(inner),
             entry,
-            held,
+            held: Some(held),
             offset,
             capacity,
             len,
@@ -115,7 +133,7 @@ impl Receiver {
     }
 
     /// Whether so much is held in private mappings that more should be copied out: half of the
-    /// entries, or an eighth of the machine's memory.
+    /// entries, or a sixteenth of the machine's memory.
     pub fn is_pressed(&self) -> bool {
         self.inner.is_pressed()
     }
@@ -128,7 +146,7 @@ impl Inner {
 
     fn is_pressed(&self) -> bool {
         let bytes = self.view_bytes.load(Ordering::Relaxed) as u64;
-        self.views.load(Ordering::Relaxed) >= self.table.entries / 2 || bytes > system_memory() / 8
+        self.views.load(Ordering::Relaxed) >= self.table.entries / 2 || bytes > system_memory() / 16
     }
 
     /// Whether nothing that is read there can be outside of the file, or in the head.
@@ -151,6 +169,55 @@ impl Inner {
         let now = self.segment.file_len().unwrap_or(0);
         self.file_len.store(now, Ordering::Relaxed);
         end <= now
+    }
+
+    fn count_view(&self, len: usize) {
+        self.views.fetch_add(1, Ordering::Relaxed);
+        self.view_bytes.fetch_add(len, Ordering::Relaxed);
+    }
+
+    fn uncount_view(&self, len: usize) {
+        self.views.fetch_sub(1, Ordering::Relaxed);
+        self.view_bytes.fetch_sub(len, Ordering::Relaxed);
+    }
+
+    fn release(&self, entry: u16, held: Held) {
+        word::release(self.segment.head().u64(self.table.word(entry)), held);
+        self.held.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Lets go of a view's message, unless a forked child may look at it.
+    fn let_go(&self, mut taken: Taken, since: Moment) {
+        if self.is_foreign() {
+            return;
+        }
+        if since.is_over() {
+            self.uncount_view(taken.len);
+        } else if let Some(held) = taken.held.take() {
+            let message = (taken.entry, held, taken.len, since);
+            self.withheld.lock().messages.push(message);
+        }
+        self.review();
+    }
+
+    /// Lets go of what was withheld and is seen by nobody any more.
+    fn review(&self) {
+        let Some(mut withheld) = self.withheld.try_lock() else {
+            return;
+        };
+        let lately = |then: Instant| then.elapsed() < REVIEWS;
+        if withheld.messages.is_empty() || withheld.reviewed.is_some_and(lately) {
+            return;
+        }
+        withheld.reviewed = Some(Instant::now());
+        withheld.messages.retain(|&(entry, held, len, ref since)| {
+            let over = since.is_over();
+            if over {
+                self.uncount_view(len);
+                self.release(entry, held);
+            }
+            !over
+        });
     }
 
     /// The mapping of `[base, base + len)`, which is kept for the next message there.
@@ -200,7 +267,8 @@ impl Cache {
 pub struct Taken {
     receiver: Arc<Inner>,
     entry: u16,
-    held: Held,
+    /// none: it is withheld
+    held: Option<Held>,
     offset: usize,
     capacity: usize,
     len: usize,
@@ -258,15 +326,13 @@ impl Taken {
         if self.capacity < LARGE {
             return Err(Errno::EINVAL);
         }
-        let map = self
-            .receiver
-            .segment
-            .map_private(self.offset, self.len.next_multiple_of(PAGE).max(PAGE))?;
-        self.receiver.views.fetch_add(1, Ordering::Relaxed);
-        self.receiver
-            .view_bytes
-            .fetch_add(map.len(), Ordering::Relaxed);
-        Ok(Private { map, taken: self })
+        let since = Moment::now()?;
+        let len = self.len.next_multiple_of(PAGE).max(PAGE);
+        let map = self.receiver.segment.map_private(self.offset, len)?;
+        self.receiver.count_view(self.len);
+        Ok(Private {
+            view: Some((map, self, since)),
+        })
     }
 
     /// A copy of the message; lets go of the extent. `ENOMEM` if there is no memory for it.
@@ -275,9 +341,7 @@ impl Taken {
             return self.receiver.segment.read_at(self.offset, self.len);
         }
         let shared = self.shared()?;
-        let mut copy = Vec::new();
-        copy.try_reserve_exact(shared.bytes().len())
-            .map_err(|_| Errno::ENOMEM)?;
+        let mut copy = io::vec_with_room(shared.bytes().len())?;
         copy.extend_from_slice(shared.bytes());
         Ok(copy)
     }
@@ -285,11 +349,10 @@ impl Taken {
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        let receiver = &self.receiver;
-        receiver.held.fetch_sub(1, Ordering::Relaxed);
-        if !receiver.is_foreign() {
-            let head = receiver.segment.head();
-            word::release(head.u64(receiver.table.word(self.entry)), self.held);
+        if let Some(held) = self.held
+            && !self.receiver.is_foreign()
+        {
+            self.receiver.release(self.entry, held);
         }
     }
 }
@@ -309,36 +372,41 @@ impl Shared {
     }
 }
 
-/// A message in a private mapping. *Process-local*, as [`Taken`].
+/// A message in a private mapping. *Process-local*. A child that is forked meanwhile has the
+/// mapping, too, so the extent is not used again before both have let go of it.
 #[derive(Debug)]
 pub struct Private {
-    // before `taken`: unmapped when the extent is let go of
-    map: Map,
-    taken: Taken,
+    /// and when it began; none once it is dropped
+    view: Option<(Map, Taken, Moment)>,
 }
 
 impl Private {
+    fn view(&self) -> &(Map, Taken, Moment) {
+        self.view.as_ref().expect("there until it is dropped")
+    }
+
     /// Where the message begins.
     pub fn address(&self) -> usize {
-        self.map.address()
+        self.view().0.address()
     }
 
     pub fn bytes(&self) -> &[u8] {
-        self.map.bytes(0, self.taken.len)
+        let (map, taken, _) = self.view();
+        map.bytes(0, taken.len)
     }
 
     #[cfg(test)]
     pub fn taken_offset(&self) -> usize {
-        self.taken.offset
+        self.view().1.offset
     }
 }
 
 impl Drop for Private {
     fn drop(&mut self) {
-        let receiver = &self.taken.receiver;
-        receiver.views.fetch_sub(1, Ordering::Relaxed);
-        receiver
-            .view_bytes
-            .fetch_sub(self.map.len(), Ordering::Relaxed);
+        if let Some((map, taken, since)) = self.view.take() {
+            drop(map);
+            let receiver = Arc::clone(&taken.receiver);
+            receiver.let_go(taken, since);
+        }
     }
 }

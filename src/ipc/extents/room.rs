@@ -161,6 +161,11 @@ impl Room {
         }
         self.large_bytes += spot.capacity;
         self.large.push(spot);
+        self.trim(idle_bytes)
+    }
+
+    /// Gives up large spots, the oldest first, until at most so many bytes are idle in them.
+    pub fn trim(&mut self, idle_bytes: usize) -> Vec<Spot> {
         let mut excess = Vec::new();
         while self.large_bytes > idle_bytes {
             let oldest = self.large.remove(0);

@@ -65,8 +65,14 @@ fn an_extent_is_used_again_when_it_is_back_and_not_before() {
     let first = view.taken_offset();
     assert_eq!(view.bytes(), [1; LARGE]);
     drop(view);
-    let third = receiver.take(send(&pool, &[3; LARGE])).unwrap();
+    let mut extent = pool.allocate(LARGE).unwrap().unwrap();
+    assert!(!extent.is_mapped());
+    extent.write(0, &[3; LARGE][..]).unwrap();
+    assert!(extent.is_mapped());
+    let third = receiver.take(extent.into_index()).unwrap();
     assert_eq!(third.offset(), first);
+    drop(third);
+    assert!(pool.allocate(LARGE).unwrap().unwrap().is_mapped());
 }
 
 #[test]
@@ -157,6 +163,8 @@ fn memory_above_the_bound_goes_back_to_the_system() {
     }
     pool.collect();
     assert!(resident() <= (8 << 20) + HEAD + (1 << 16), "{}", resident());
+    pool.trim(0);
+    assert!(resident() <= HEAD, "{}", resident());
     assert_eq!(pool.lent(), 0);
 }
 

@@ -7,7 +7,7 @@ use smallvec::SmallVec;
 use super::*;
 
 /// Marks that may be open at once.
-const DEEPEST: usize = 128;
+pub const DEEPEST: usize = 128;
 
 /// Makes values of what is read; `None` from any of them ends the reading.
 pub trait Maker {
@@ -96,6 +96,12 @@ impl<'a> Input<'a> {
         let mut len = [0; 8];
         len[..N].copy_from_slice(&self.array::<N>()?);
         self.take(usize::try_from(u64::from_le_bytes(len)).ok()?)
+    }
+
+    /// The length of a frame, which has to be there. That a frame ends is of no interest.
+    fn frame(&mut self) -> Option<()> {
+        let len = u64::from_le_bytes(self.array()?);
+        (len <= self.rest.len() as u64).then_some(())
     }
 
     /// Takes `op` if it is next.
@@ -241,10 +247,15 @@ impl<V> Machine<V> {
             TUPLE2 => maker.tuple(self.last(2)?)?,
             TUPLE3 => maker.tuple(self.last(3)?)?,
             TUPLE => {
-                let (Kind::Items, at) = self.unmark()? else {
-                    return None;
-                };
-                maker.tuple(self.values.drain(at..))?
+                let (kind, at) = self.unmark()?;
+                let tuple = maker.tuple(self.values.drain(at..))?;
+                match kind {
+                    Kind::Items => {}
+                    // It was an empty one, and the mark that of the tuple after it.
+                    Kind::List => self.values.push(maker.list(std::iter::empty())?),
+                    Kind::Dict => self.values.push(maker.dict(std::iter::empty())?),
+                }
+                tuple
             }
             EMPTY_LIST => {
                 input.skip(MEMOIZE);
@@ -291,11 +302,15 @@ impl<V> Machine<V> {
                 let (dict, items) = self.last_but(2)?;
                 maker.update(dict, items)?
             }
-            // Somebody is to find the last value by this number. There has to be one.
+            // The last value is to be found by this number. There has to be one.
             MEMOIZE => return (self.values.len() > self.floor).then_some(()),
-            BINPUT => return input.byte().map(drop),
-            LONG_BINPUT => return input.array::<4>().map(drop),
-            FRAME => return input.array::<8>().map(drop),
+            BINPUT => {
+                return input
+                    .byte()
+                    .filter(|_| self.values.len() > self.floor)
+                    .map(drop);
+            }
+            FRAME => return input.frame(),
             _ => return None,
         };
         self.values.push(value);
@@ -342,7 +357,7 @@ fn is_known(rest: &[u8]) -> bool {
                 STOP => return Some(()),
                 BININT1 | BINPUT => drop(input.byte()?),
                 BININT2 => drop(input.array::<2>()?),
-                BININT | LONG_BINPUT => drop(input.array::<4>()?),
+                BININT => drop(input.array::<4>()?),
                 BINFLOAT | FRAME => drop(input.array::<8>()?),
                 LONG1 | SHORT_BINUNICODE | SHORT_BINBYTES => drop(input.sized::<1>()?),
                 BINUNICODE | BINBYTES => drop(input.sized::<4>()?),

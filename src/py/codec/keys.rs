@@ -22,30 +22,28 @@ struct Text {
 }
 
 impl Text {
+    #[inline]
     fn new(text: &[u8]) -> Option<Self> {
-        let len = text.len();
-        let word = |at: usize| -> u64 {
-            let bytes = text.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
-            bytes.map_or(0, u64::from_le_bytes)
-        };
-        let words = match len {
-            // Words may overlap: with the length, each still says which bytes it has.
-            17..=LONGEST => [word(0), word(8), word(len - 8)],
-            8..=16 => [word(0), word(len - 8), 0],
-            4..=7 => {
-                let half = |at: usize| -> u64 {
-                    let bytes = text.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
-                    bytes.map_or(0, u32::from_le_bytes).into()
-                };
-                [half(0) | half(len - 4) << 32, 0, 0]
+        // Words may overlap: together with the length they still say what each byte is.
+        let long = |word: Option<&[u8; 8]>| Some(u64::from_le_bytes(*word?));
+        let short = |word: Option<&[u8; 4]>| Some(u64::from(u32::from_le_bytes(*word?)));
+        let words = match text {
+            [_, .., _] if text.len() > LONGEST => return None,
+            [_, _, _, _, _, _, _, _, rest @ ..] => {
+                let first = long(text.first_chunk())?;
+                let middle = long(rest.first_chunk()).unwrap_or(0);
+                [first, middle, long(text.last_chunk())?]
             }
-            1..=3 => {
-                let byte = |at: usize| u64::from(text[at]);
-                [byte(0) | byte(len / 2) << 8 | byte(len - 1) << 16, 0, 0]
-            }
-            _ => return None,
+            [_, _, _, _, ..] => [short(text.first_chunk())?, 0, short(text.last_chunk())?],
+            [a, b, c] => [u64::from_le_bytes([*a, *b, *c, 0, 0, 0, 0, 0]), 0, 0],
+            [a, b] => [u64::from_le_bytes([*a, *b, 0, 0, 0, 0, 0, 0]), 0, 0],
+            [a] => [u64::from(*a), 0, 0],
+            [] => return None,
         };
-        Some(Self { words, len })
+        Some(Self {
+            words,
+            len: text.len(),
+        })
     }
 
     fn place(&self) -> usize {

@@ -72,6 +72,11 @@ impl ExtentSender {
         pickle(py, pickler, obj)?.send(py, &self.pool)
     }
 
+    /// Gives the memory back that is idle.
+    fn trim(&self) {
+        self.pool.trim(0);
+    }
+
     fn discard(&self, index: u32) -> bool {
         self.pool.discard(index)
     }

@@ -13,8 +13,9 @@
 //!             more               mapped privately, until the last view of a buffer has gone
 //! ```
 //!
-//! A mapping costs the page faults of its first readers. Copying small messages into memory that
-//! the allocator has at hand costs less; large ones would get new memory, which costs more.
+//! A mapping costs the page faults of its first readers: 0.1 ms for 256 KiB, all read. A copy into
+//! memory that the allocator has at hand costs 0.06 ms, into new memory 0.25 ms; whether it has
+//! depends on how long arrays are kept. From 2 MiB on it mostly has not.
 
 mod ends;
 mod pickle;
@@ -28,7 +29,7 @@ use pyo3::prelude::*;
 /// Buffers from this size on travel beside the pickle, and `bytes` are not copied into it.
 pub const LARGE: usize = 64 << 10;
 /// Messages with buffers are mapped from this size on.
-const MAPPED: usize = 1 << 20;
+const MAPPED: usize = 256 << 10;
 /// Copies from this size on are made without the GIL.
 const LONG_COPY: usize = 256 << 10;
 

@@ -3,7 +3,6 @@
 
 use std::sync::OnceLock;
 
-use nix::errno::Errno;
 use parking_lot::Mutex;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyKeyError;
@@ -15,10 +14,13 @@ use super::{ALIGN, BUFFER, HEADER, LARGE, LONG_COPY};
 use crate::ipc::extents::{Extent, Pool};
 use crate::py::buffer;
 use crate::py::error::os_error;
-use crate::sys::io::Source;
+use crate::sys::io::{Source, vec_with_room};
 
 /// Shorter pieces are put together before they are written.
 const PIECE: usize = 16 << 10;
+
+/// Picklers are kept after short pickles only: their tables of what they have seen never shrink.
+const SHORT: usize = 2 << 10;
 
 /// An object on its way: its pickle and its large buffers, most of it still where the object has
 /// it. *Process-local*.
@@ -103,9 +105,12 @@ pub fn pickle(
         .bind(py)
         .call_method1(intern!(py, "dump"), (obj,));
     let parts = std::mem::take(&mut *tool.sink.get().parts.lock());
-    tool.put_back(py)?;
     dumped?;
-    Ok(Outgoing::new(parts))
+    let outgoing = Outgoing::new(parts);
+    if outgoing.pickle_len < SHORT {
+        tool.put_back(py)?;
+    }
+    Ok(outgoing)
 }
 
 impl Outgoing {
@@ -114,6 +119,13 @@ impl Outgoing {
         let sink = Sink::default();
         sink.write(pickle)?;
         Ok(Self::new(sink.parts.into_inner()))
+    }
+
+    /// From a pickle that is at hand.
+    pub fn from_vec(pickle: Vec<u8>) -> Self {
+        let mut parts = Parts::default();
+        parts.pickle.push(Chunk::own(pickle));
+        Self::new(parts)
     }
 
     fn new(parts: Parts) -> Self {
@@ -171,10 +183,7 @@ impl Outgoing {
 
     /// The message in the heap; `ENOMEM` if there is no memory for it.
     pub fn to_vec(&self) -> nix::Result<Vec<u8>> {
-        let mut memory = Vec::new();
-        memory
-            .try_reserve_exact(self.size)
-            .map_err(|_| Errno::ENOMEM)?;
+        let mut memory = vec_with_room(self.size)?;
         self.lay_out(|offset, bytes| {
             memory.resize(offset, 0); // what is between buffers
             bytes.append_to(&mut memory);

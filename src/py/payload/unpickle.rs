@@ -13,8 +13,9 @@ use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyList, PyMemoryView};
 
-use super::{BUFFER, HEADER, LONG_COPY, MAPPED};
+use super::{BUFFER, HEADER, LARGE, LONG_COPY, MAPPED};
 use crate::ipc::extents::{Private, Shared, Taken};
+use crate::py::buffer::BytesInMaking;
 use crate::py::error::os_error;
 
 /// Where a message is. *Process-local*.
@@ -35,7 +36,14 @@ pub fn unpickle(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
         errno => os_error(errno),
     })?;
     let layout = Layout::read(memory.bytes())
+        // What others see is never given out to be written to, whatever the header says now.
+        .filter(|layout| layout.buffers.is_empty() || !matches!(memory, Memory::Shared(_)))
         .ok_or_else(|| PyRuntimeError::new_err("a message is damaged"))?;
+    if layout.buffers.is_empty()
+        && let Some(bytes) = bytes_alone(&memory.bytes()[layout.pickle.clone()])
+    {
+        return copied(py, bytes);
+    }
     let memory = Arc::new(memory);
     let pickle = Part::new(&memory, layout.pickle, true);
     if layout.buffers.is_empty() {
@@ -50,6 +58,38 @@ pub fn unpickle(py: Python<'_>, source: Source) -> PyResult<Bound<'_, PyAny>> {
     let options = PyDict::new(py);
     options.set_item(intern!(py, "buffers"), buffers)?;
     loads(py)?.call((pickle,), Some(&options))
+}
+
+/// What is in the pickle of large `bytes` and nothing else, as the C pickler writes it.
+fn bytes_alone(pickle: &[u8]) -> Option<&[u8]> {
+    let (len, rest) = match pickle {
+        [0x80, _, b'B', rest @ ..] => {
+            let (len, rest) = rest.split_first_chunk()?;
+            (u32::from_le_bytes(*len).into(), rest)
+        }
+        [0x80, _, 0x8e, rest @ ..] => {
+            let (len, rest) = rest.split_first_chunk()?;
+            (u64::from_le_bytes(*len), rest)
+        }
+        _ => return None,
+    };
+    let (bytes, end) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+    matches!(end, [0x94, b'.'] | [b'.']).then_some(bytes)
+}
+
+/// A `bytes` object, for which the interpreter will mostly have to get new memory.
+fn copied<'py>(py: Python<'py>, bytes: &[u8]) -> PyResult<Bound<'py, PyAny>> {
+    let mut object = BytesInMaking::new(py, bytes.len())?;
+    let mut target = object.target(0);
+    if bytes.len() < LONG_COPY {
+        target.copy_from(bytes.into());
+    } else {
+        py.detach(|| {
+            target.prefault();
+            target.copy_from(bytes.into());
+        });
+    }
+    Ok(object.finish().into_bound(py).into_any())
 }
 
 fn loads(py: Python<'_>) -> PyResult<&Bound<'_, PyAny>> {
@@ -113,10 +153,9 @@ impl Memory {
             Source::Heap(heap) => return Ok(Self::heap(heap)),
             Source::Extent(taken) => taken,
         };
-        let has_buffers = match Layout::count(&taken.start(HEADER)?) {
-            Some(count) => count > 0,
-            None => return Ok(Self::heap(Vec::new())),
-        };
+        // A buffer is at least that large.
+        let has_buffers = taken.len() >= LARGE
+            && Layout::count(&taken.start(HEADER)?).is_some_and(|count| count > 0);
         if !has_buffers {
             return taken.shared().map(Self::Shared);
         }

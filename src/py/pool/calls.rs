@@ -46,7 +46,11 @@ pub struct Names(Mutex<Option<(Py<PyAny>, Arc<[u8]>)>>);
 
 impl Names {
     /// The pickle of a function that travels by its name alone; `None` if this one does not.
-    fn pickle(&self, wire: &Bound<'_, PyAny>, func: &Bound<'_, PyAny>) -> PyResult<Option<Arc<[u8]>>> {
+    fn pickle(
+        &self,
+        wire: &Bound<'_, PyAny>,
+        func: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Arc<[u8]>>> {
         let py = func.py();
         if let Some((known, name)) = &*self.0.lock()
             && known.is(func)
@@ -74,7 +78,9 @@ pub fn encode_call<R>(
     kwargs: &Bound<'_, PyAny>,
     submit: impl FnOnce(Result<(&[u8], &[u8]), Call>) -> R,
 ) -> PyResult<R> {
-    let no_kwargs = kwargs.cast::<PyDict>().is_ok_and(|kwargs| kwargs.is_empty());
+    let no_kwargs = kwargs
+        .cast::<PyDict>()
+        .is_ok_and(|kwargs| kwargs.is_empty());
     if no_kwargs
         && args.is_exact_instance_of::<PyTuple>()
         && let Some(name) = names.pickle(wire, func)?
@@ -229,7 +235,11 @@ impl<'py> Work<'py> {
         let py = self.func.py();
         let args = match self.args.cast_exact::<PyTuple>() {
             Ok(args) => args.clone(),
-            Err(_) => self.args.try_iter()?.collect::<PyResult<Vec<_>>>().and_then(|items| PyTuple::new(py, items))?,
+            Err(_) => self
+                .args
+                .try_iter()?
+                .collect::<PyResult<Vec<_>>>()
+                .and_then(|items| PyTuple::new(py, items))?,
         };
         match &self.kwargs {
             None => self.func.call1(args),
@@ -257,11 +267,15 @@ pub fn encode_outcome<R>(
 ) -> PyResult<R> {
     let mut send = Some(send);
     let done = scratch(|buffer| {
-        if codec::encode(value, buffer) && buffer.len() <= most {
-            send.take().map(|send| send(Ok(buffer)))
-        } else {
-            None
+        if !codec::encode(value, buffer) {
+            return None;
         }
+        let send = send.take()?;
+        Some(if buffer.len() <= most {
+            send(Ok(buffer))
+        } else {
+            send(Err(Outgoing::from_vec(std::mem::take(buffer))))
+        })
     });
     if let Some(done) = done {
         return Ok(done);
@@ -284,8 +298,9 @@ pub fn decode_outcome<'py>(
     let (success, body) = match outcome {
         Outcome::Sent(success, body) => (success, body),
         Outcome::Local(info) => {
-            let info = info.downcast::<Py<PyAny>>();
-            return Ok((false, info.map_or_else(|_| py.None(), |info| *info).into_bound(py)));
+            let info = info.downcast_ref::<Py<PyAny>>();
+            let info = info.map_or_else(|| py.None(), |info| info.clone_ref(py));
+            return Ok((false, info.into_bound(py)));
         }
     };
     let (size, decoded) = match body {
@@ -306,7 +321,7 @@ pub fn decode_outcome<'py>(
 
 /// A failure that was found in this process.
 pub fn local(info: &Bound<'_, PyAny>) -> Outcome {
-    Outcome::Local(Box::new(info.clone().unbind()))
+    Outcome::Local(Arc::new(info.clone().unbind()))
 }
 
 /// The exception that is being handled, or `error`, as an ExceptionInfo.

@@ -55,6 +55,10 @@ impl PoolEngine {
         }
     }
 
+    pub(super) fn kept(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        self.keeps.lock().as_ref().map(|pool| pool.clone_ref(py))
+    }
+
     /// Waits without the GIL until `done`; false when the time is over.
     pub(super) fn wait_until(
         &self,
@@ -131,7 +135,7 @@ impl PoolEngine {
         for owner in owners {
             hub.state().deliver(owner, calls::local(info), &mut gained);
         }
-        gained.drained = true;
+        (gained.drained, gained.room) = (true, true);
         hub.follow_up(&gained);
         hub.announce_outcomes();
         Ok(())
@@ -185,7 +189,11 @@ impl PoolEngine {
     }
 
     /// A sequence of results, for tasks that :meth:`feed` will submit.
-    fn sequence(slf: &Bound<'_, Self>, pool: &Bound<'_, PyAny>, ordered: bool) -> PyResult<PoolSequence> {
+    fn sequence(
+        slf: &Bound<'_, Self>,
+        pool: &Bound<'_, PyAny>,
+        ordered: bool,
+    ) -> PyResult<PoolSequence> {
         let this = slf.get();
         this.hub()?;
         this.keep(pool);
@@ -205,7 +213,8 @@ impl PoolEngine {
         hard: f64,
     ) -> PyResult<()> {
         let owner = Owner::Book(job, i.unwrap_or(-1));
-        self.submit(owner, func, args, kwargs, (soft, hard)).map(drop)
+        self.submit(owner, func, args, kwargs, (soft, hard))
+            .map(drop)
     }
 
     /// Submits a task of a sequence.
@@ -219,7 +228,8 @@ impl PoolEngine {
         let owner = Owner::Item(sequence.shared()?.clone(), i);
         let args = PyTuple::new(func.py(), [item])?;
         let kwargs = pyo3::types::PyDict::new(func.py());
-        self.submit(owner, func, args.as_any(), kwargs.as_any(), (0.0, 0.0)).map(drop)
+        self.submit(owner, func, args.as_any(), kwargs.as_any(), (0.0, 0.0))
+            .map(drop)
     }
 
     /// Whether at most so many tasks, or bytes of them, wait to be handed out.
@@ -260,7 +270,9 @@ impl PoolEngine {
     fn abandon_all(&self, info: &Bound<'_, PyAny>) -> PyResult<()> {
         let hub = self.hub()?;
         let owners = hub.state().abandon_all();
-        let owners = owners.into_iter().filter(|owner| !matches!(owner, Owner::Book(..)));
+        let owners = owners
+            .into_iter()
+            .filter(|owner| !matches!(owner, Owner::Book(..)));
         self.fail(owners.collect(), info)
     }
 
@@ -314,6 +326,29 @@ impl PoolEngine {
         Ok(self.hub()?.state().live)
     }
 
+    /// Waits until there are no tasks, at most so many seconds; whether that is so.
+    #[pyo3(signature = (timeout=None))]
+    fn wait_idle(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let hub = self.hub()?;
+        self.wait_until(py, Deadline::after(timeout)?, &|| hub.state().live == 0)
+    }
+
+    /// Ends all tasks of callers; their outcome is `info`. The results of those that had none.
+    fn cancel_all(slf: &Bound<'_, Self>, info: &Bound<'_, PyAny>) -> PyResult<Vec<PoolResult>> {
+        let this = slf.get();
+        let mut unfinished = Vec::new();
+        let tasks = this.hub()?.state().of_callers();
+        for task in tasks {
+            let (cancelled, owner) = this.hub()?.state().cancel(task);
+            if let (Some(Owner::Cell(cell)), false) = (&owner, cancelled == Cancelled::TooLate) {
+                unfinished.push(PoolResult::new(slf.clone().unbind(), cell.clone()));
+            }
+            this.fail(owner.into_iter().collect(), info)?;
+        }
+        this.hub()?.kick();
+        Ok(unfinished)
+    }
+
     /// Whether a task waits for a worker.
     fn has_waiting(&self) -> PyResult<bool> {
         Ok(self.hub()?.has_waiting())
@@ -335,6 +370,8 @@ impl PoolEngine {
         let (sentinel, watch) = (copy()?, copy()?);
         let index = usize::from(lane.index());
         hub.state().attach(index, pid, lane.lane(), sentinel, watch);
+        // What it has reported before it was known, nobody has been told of.
+        hub.announce_outcomes();
         hub.kick();
         Ok(())
     }
@@ -371,14 +408,23 @@ impl PoolEngine {
     /// Hands out nothing more. Callers whose tasks no worker has claimed get an ExceptionInfo.
     fn terminate(&self, info: &Bound<'_, PyAny>) -> PyResult<()> {
         let owners = self.hub()?.terminate();
-        let ours = owners.into_iter().filter(|owner| !matches!(owner, Owner::Book(..)));
+        let ours = owners
+            .into_iter()
+            .filter(|owner| !matches!(owner, Owner::Book(..)));
         self.fail(ours.collect(), info)
     }
 
-    /// Ends the thread.
+    /// Closes the descriptors: in a forked child that is no worker of the pool.
+    fn abandon(&self) {
+        self.hub.foreign().close_descriptors();
+    }
+
+    /// Ends the thread, and lets go of the pool.
     fn stop(&self) {
         if let Some(hub) = self.hub.get() {
             hub.stop();
+            let pool = self.keeps.lock().take();
+            drop(pool);
         }
     }
 }
@@ -388,24 +434,24 @@ impl PoolEngine {
         let wire = self.wire(py);
         let number = |i: i64| (i >= 0).then_some(i);
         let message = match mail {
-            Mail::Ack(job, i, at, pid) => {
-                (ACK, (job, number(i), at, pid, py.None())).into_pyobject(py)?.into_any()
-            }
+            Mail::Ack(job, i, at, pid) => (ACK, (job, number(i), at, pid, py.None()))
+                .into_pyobject(py)?
+                .into_any(),
             Mail::Ready(job, i, outcome) => {
                 let outcome = calls::decode_outcome(wire, outcome)?;
-                (READY, (job, number(i), outcome, py.None())).into_pyobject(py)?.into_any()
+                (READY, (job, number(i), outcome, py.None()))
+                    .into_pyobject(py)?
+                    .into_any()
             }
             Mail::Other(pid, bytes) => {
-                let message = wire.call_method1(
-                    intern!(py, "message_of"),
-                    (pid, PyBytes::new(py, &bytes)),
-                )?;
+                let message =
+                    wire.call_method1(intern!(py, "message_of"), (pid, PyBytes::new(py, &bytes)))?;
                 message
             }
             Mail::Soft(job, i) => (SOFT, (job, number(i))).into_pyobject(py)?.into_any(),
-            Mail::Hard(job, i, limit) => {
-                (HARD, (job, number(i), limit)).into_pyobject(py)?.into_any()
-            }
+            Mail::Hard(job, i, limit) => (HARD, (job, number(i), limit))
+                .into_pyobject(py)?
+                .into_any(),
             Mail::Over(pid, lost) => {
                 let lost = lost.map(|lost| {
                     let (job, i) = lost.book.unzip();

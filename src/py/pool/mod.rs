@@ -13,8 +13,11 @@ use pyo3::prelude::*;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::PoolEngine>()?;
-    module.add_class::<result::PoolResult>()?;
-    module.add_class::<sequence::PoolSequence>()?;
+    // To their users they have other names: those of the public classes that they stand for.
+    let py = module.py();
+    module.add("PoolResult", py.get_type::<result::PoolResult>())?;
+    module.add("PoolSequence", py.get_type::<sequence::PoolSequence>())?;
     module.add_class::<worker::PoolLane>()?;
+    module.add_function(wrap_pyfunction!(worker::resident_kib, module)?)?;
     module.add_function(wrap_pyfunction!(worker::soft_limit_passed, module)?)
 }

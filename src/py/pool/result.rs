@@ -89,7 +89,9 @@ impl PoolResult {
             return Ok(true);
         }
         let deadline = Deadline::after(timeout)?;
-        self.engine.get().wait_until(py, deadline, &|| cell.is_done())
+        self.engine
+            .get()
+            .wait_until(py, deadline, &|| cell.is_done())
     }
 
     /// The task's number, 0 if it never was one.
@@ -151,7 +153,7 @@ impl PoolResult {
     }
 
     /// Whether a worker has begun with it.
-    fn accepted(&self, py: Python<'_>) -> PyResult<bool> {
+    fn accepted(&self) -> PyResult<bool> {
         Ok(self.ready()? || self.runner()?.is_some())
     }
 
@@ -202,6 +204,16 @@ impl PoolResult {
         Ok(*self.job.lock().get_or_insert(job))
     }
 
+    /// The pool, as long as there is no outcome.
+    #[getter(_pool)]
+    fn pool(&self, py: Python<'_>) -> PyResult<Option<Py<PyAny>>> {
+        Ok(if self.ready()? {
+            None
+        } else {
+            self.engine.get().kept(py)
+        })
+    }
+
     #[getter(_success)]
     fn success(slf: &Bound<'_, Self>) -> PyResult<bool> {
         Self::successful(slf)
@@ -217,8 +229,8 @@ impl PoolResult {
     }
 
     #[getter(_accepted)]
-    fn is_accepted(&self, py: Python<'_>) -> PyResult<bool> {
-        self.accepted(py)
+    fn is_accepted(&self) -> PyResult<bool> {
+        self.accepted()
     }
 
     #[getter(_worker_pid)]
@@ -238,7 +250,11 @@ impl PoolResult {
 
     fn __repr__(&self, py: Python<'_>) -> PyResult<String> {
         let name = |flag: bool| if flag { "True" } else { "False" };
-        let (job, ack, ready) = (self.job(py)?, self.accepted(py)?, self.ready()?);
-        Ok(format!("<ApplyResult: {job} ack:{} ready:{}>", name(ack), name(ready)))
+        let (job, ack, ready) = (self.job(py)?, self.accepted()?, self.ready()?);
+        Ok(format!(
+            "<ApplyResult: {job} ack:{} ready:{}>",
+            name(ack),
+            name(ready)
+        ))
     }
 }

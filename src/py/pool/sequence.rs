@@ -64,7 +64,9 @@ impl PoolSequence {
         loop {
             let count = {
                 let source = self.source.lock();
-                let full = source.buffer.is_some_and(|most| source.count - source.taken >= most);
+                let full = source
+                    .buffer
+                    .is_some_and(|most| source.count - source.taken >= most);
                 if full {
                     drop(source);
                     self.source.lock().feed = Some((func.unbind(), items.unbind()));
@@ -73,7 +75,10 @@ impl PoolSequence {
                 source.count
             };
             if count % 64 == 63 || count < 4 {
-                // Now and then: others want the GIL, and the queue may be long enough.
+                // Now and then: nobody may want more, and the queue may be long enough.
+                if shared.is_ended() {
+                    return Ok(true);
+                }
                 if !engine.hub()?.state().has_room(tasks, bytes) {
                     self.source.lock().feed = Some((func.unbind(), items.unbind()));
                     return Ok(false);
@@ -113,28 +118,16 @@ impl PoolSequence {
 
 #[pymethods]
 impl PoolSequence {
-    /// Begins to submit `func(item)` for the items: as many as make the queue so long (tasks, bytes).
-    /// With `buffer`, `next` submits the others; without, `feed` has to be called until it says
-    /// true.
-    #[pyo3(signature = (func, items, tasks, bytes, buffer=None))]
-    fn begin(
-        &self,
-        py: Python<'_>,
-        func: Py<PyAny>,
-        items: Py<PyIterator>,
-        tasks: usize,
-        bytes: usize,
-        buffer: Option<u64>,
-    ) -> PyResult<bool> {
-        {
-            let mut source = self.source.lock();
-            source.feed = Some((func, items));
-            source.buffer = buffer;
-        }
-        self.submit(py, tasks, bytes)
+    /// What :meth:`feed` submits: `func(item)` for the items. With `buffer`, at most so many are
+    /// ahead of the results that have been taken, and `next` submits one for each that it takes.
+    #[pyo3(signature = (func, items, buffer=None))]
+    fn begin(&self, func: Py<PyAny>, items: Py<PyIterator>, buffer: Option<u64>) {
+        let mut source = self.source.lock();
+        source.feed = Some((func, items));
+        source.buffer = buffer;
     }
 
-    /// Submits more; true when all have been submitted.
+    /// Submits tasks until so many (or bytes of them) wait; true when all have been submitted.
     fn feed(&self, py: Python<'_>, tasks: usize, bytes: usize) -> PyResult<bool> {
         self.submit(py, tasks, bytes)
     }

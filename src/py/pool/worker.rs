@@ -42,6 +42,12 @@ pub(super) fn soft_limit_passed() -> bool {
     }
 }
 
+/// The physical memory that this process has at the moment, in KiB; 0 if that is not known.
+#[pyfunction]
+pub(super) fn resident_kib() -> u64 {
+    crate::sys::reactor::resident_bytes().unwrap_or(0) / 1024
+}
+
 /// The shared memory of a worker, and through it the pool's: made in the pool's process, served in
 /// the worker's.
 ///
@@ -142,7 +148,8 @@ impl PoolLane {
         let work = if head.flags & IN_EXTENT == 0 {
             calls::decode_call(wire, &mut self.known.lock(), &head, bytes)
         } else {
-            self.take(bytes).and_then(|source| calls::decode_large_call(py, source))
+            self.take(bytes)
+                .and_then(|source| calls::decode_large_call(py, source))
         };
         Ok((head, work))
     }
@@ -151,7 +158,9 @@ impl PoolLane {
         let strange = || PyRuntimeError::new_err("the pool has sent something strange");
         let reference = bytes.try_into().map_err(|_| strange())?;
         let tasks = &self.station().tasks;
-        let taken = tasks.take(u32::from_le_bytes(reference)).map_err(|_| strange())?;
+        let taken = tasks
+            .take(u32::from_le_bytes(reference))
+            .map_err(|_| strange())?;
         if tasks.held() > VIEWS {
             return taken.copy_out().map(Source::Heap).map_err(os_error);
         }
@@ -170,7 +179,11 @@ impl PoolLane {
         let py = wire.py();
         let station = self.station();
         let number = task.to_le_bytes();
-        let small = if success { record::VALUE } else { record::FAILURE };
+        let small = if success {
+            record::VALUE
+        } else {
+            record::FAILURE
+        };
         let most = SMALL;
         let sent = calls::encode_outcome(wire, value, most, |encoded| match encoded {
             Ok(_) if !station.finish(task) => Sent::Condemned,
@@ -187,7 +200,11 @@ impl PoolLane {
                 if !station.finish(task) {
                     return self.wait_for_the_end(py);
                 }
-                let large = if success { record::BIG_VALUE } else { record::BIG_FAILURE };
+                let large = if success {
+                    record::BIG_VALUE
+                } else {
+                    record::BIG_FAILURE
+                };
                 self.report(py, large, &[&number, &reference.to_le_bytes()])
             }
         }
@@ -245,6 +262,10 @@ impl<'py> Serving<'py> {
         work: PyResult<Work<'py>>,
     ) -> PyResult<(bool, Bound<'py, PyAny>, Option<PyErr>)> {
         let py = self.wire.py();
+        if self.is_leaving()? {
+            // The exception was swallowed while this task was decoded (that can be any import).
+            return Err(PySystemExit::new_err((1,)));
+        }
         let called = work.and_then(|work| {
             RUNNING.store(task, Ordering::SeqCst);
             let result = work.call();
@@ -263,9 +284,10 @@ impl<'py> Serving<'py> {
                 }
                 let ends = error.is_instance_of::<PySystemExit>(py)
                     || error.is_instance_of::<PyKeyboardInterrupt>(py);
-                let info = self
-                    .wire
-                    .call_method1(intern!(py, "failure"), (error.value(py),))?;
+                let info = self.wire.call_method1(
+                    intern!(py, "failure"),
+                    (error.clone_ref(py).into_value(py),),
+                )?;
                 Ok((false, info, ends.then_some(error)))
             }
         }
@@ -299,6 +321,16 @@ impl PoolLane {
     fn fds(&self) -> (u16, RawFd, RawFd, RawFd) {
         let (common, lane) = (self.common.segment().raw_fd(), self.lane.segment().raw_fd());
         (self.index, common, lane, self.kick)
+    }
+
+    /// Later forks do not get it: only the worker itself needs it.
+    fn withhold(&self) {
+        self.lane.segment().withhold();
+    }
+
+    /// Closes the descriptor of the worker's memory: in a forked child that is not the worker.
+    fn close(&self) {
+        self.lane.segment().close();
     }
 
     /// Sends a message that belongs to no task, pickled.
@@ -354,7 +386,7 @@ impl PoolLane {
                 Ok(()) => {}
                 Err(error) if error.is_instance_of::<PyException>(py) => {
                     let wire = &serving.wire;
-                    let args = (error.value(py), &value);
+                    let args = (error.into_value(py), &value);
                     let info = wire.call_method1(intern!(py, "unsent"), args)?;
                     self.finish(wire, head.task, false, &info)?;
                 }
@@ -390,12 +422,22 @@ impl PoolLane {
             None => pyo3::types::PyDict::new(py).into_any(),
         };
         let message = match work {
-            Ok(work) => (head.task, work.func.clone(), work.args.clone(), kwargs(&work))
+            Ok(work) => (
+                head.task,
+                work.func.clone(),
+                work.args.clone(),
+                kwargs(&work),
+            )
                 .into_pyobject(py)?,
             Err(error) => {
                 let func = wire.call_method1(intern!(py, "Unreadable"), (error.into_value(py),))?;
                 let nothing = pyo3::types::PyTuple::empty(py).into_any();
-                (head.task, func, nothing, pyo3::types::PyDict::new(py).into_any())
+                (
+                    head.task,
+                    func,
+                    nothing,
+                    pyo3::types::PyDict::new(py).into_any(),
+                )
                     .into_pyobject(py)?
             }
         };
