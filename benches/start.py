@@ -232,4 +232,4 @@ if __name__ == "__main__":
         case("ms", "low")(run)
     for run in MEMORY:
         case("MB", "low")(run)
-    sys.exit(main(__file__))
+    sys.exit(main(__file__, "multiprocessing"))
