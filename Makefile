@@ -79,6 +79,10 @@ fuzz: ## Feed what decodes pickles, frames and rings with garbage, FUZZ_SECONDS 
 bench: $(VENV)/.bench ## Side by side with billiard 4.3.2 (BENCH_ARGS="--help" tells more)
 	$(BIN)/python benches/compare.py $(BENCH_ARGS)
 
+.PHONY: bench-rust
+bench-rust: ## What the words and rings cost without Python
+	cargo bench --no-default-features --bench ipc
+
 .PHONY: lint
 lint: $(VENV)/.lint ## ruff, mypy, stubtest, cargo fmt and clippy, warnings denied
 	$(BIN)/ruff check .

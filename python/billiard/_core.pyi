@@ -1,6 +1,7 @@
 """The Rust core. One section per source file under `src/py`."""
 
 import sys
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -125,6 +126,16 @@ def fork() -> Child | None:
 def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
     """Starts a program with exactly the descriptors `fds`, beside 0, 1 and 2."""
 
+@final
+class Starting:
+    """A program that is being started, as by `spawn`, while this process goes on."""
+
+    def __new__(cls, path: bytes, args: list[bytes], fds: list[int]) -> Self:
+        """Starts it, and takes the descriptors over."""
+
+    def child(self) -> Child:
+        """The child, as soon as it exists; once."""
+
 def memory_file(data: bytes) -> int:
     """A descriptor to read `data` from."""
 
@@ -215,6 +226,139 @@ class ExtentReceiver:
     @staticmethod
     def read(message: bytes) -> Any:
         """The object of a message in the heap."""
+
+# ---- src/py/exit.rs ----
+
+def with_finalizers(objects: list[Any]) -> list[Any]:
+    """Those of `objects` whose types have finalizers (`__del__`, or what C code has for it)."""
+
+def exit(status: int) -> None:
+    """Ends the process as a C program does: exit(3), and no Python any more."""
+
+# ---- src/py/queues ----
+
+@disjoint_base
+class Queue:
+    """A queue for many processes: a ring in shared memory. Process-shared words and bytes.
+
+    What the ring has no room for waits in the process, for a thread of the core to move it.
+    """
+
+    def __new__(cls, *_args: object, **_kwargs: object) -> Self: ...
+    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
+        """Put an object into the queue.
+
+        If the queue is full, wait for room (at most `timeout` seconds) or, with `block` false,
+        do not; without room `queue.Full` is raised. `ValueError` on a closed queue. An object that
+        cannot be pickled goes to `_on_queue_feeder_error` and is dropped. From multiprocessing.
+        """
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Any:
+        """Take the oldest object out of the queue.
+
+        If there is none, wait for one (at most `timeout` seconds) or, with `block` false, do not;
+        without one `queue.Empty` is raised. `ValueError` on a closed queue. From multiprocessing.
+        """
+
+    def put_many(
+        self, objects: Iterable[Any], block: bool = True, timeout: float | None = None
+    ) -> int:
+        """Put objects in, one after the other; returns how many.
+
+        That is all of them but those that cannot be pickled, and but those that a full queue had no
+        room for in time. `queue.Full` if it had room for none. Ours.
+        """
+
+    def get_many(
+        self, most: int | None = None, block: bool = True, timeout: float | None = None
+    ) -> list[Any]:
+        """Take the objects that are there, at most `most`: at least one, else as `get`.
+
+        What one call takes is lost together if the process dies. Ours.
+        """
+
+    def qsize(self) -> int:
+        """How many objects are in the queue, those included that wait for room in it."""
+
+    def full(self) -> bool:
+        """Whether `put` would have to wait."""
+
+    def _set_up(self, limit: int) -> None:
+        """Makes an object without parts a new queue for at most `limit` objects; 0: any number."""
+
+    def _adopt(self, block: Block, reader: int, writer: int) -> None:
+        """Makes an object without parts the queue in this block; takes the descriptors over."""
+
+    @staticmethod
+    def _pickle_with(dumps: Callable[[Any], Any], loads: Callable[..., Any]) -> None:
+        """Sets what pickles and unpickles objects that are not plain."""
+
+    @property
+    def _block(self) -> Block:
+        """The memory that the queue is in."""
+
+    @property
+    def _closed(self) -> bool:
+        """Whether this process has closed it."""
+
+    @_closed.setter
+    def _closed(self, value: bool) -> None: ...
+    def _is_empty(self) -> bool:
+        """Whether there is nothing to get."""
+
+    def _wait(self, timeout: float | None = None) -> bool:
+        """Waits until there is something to get. False after `timeout` seconds."""
+
+    def _unfinished(self) -> int:
+        """How many objects have not been reported done."""
+
+    def _task_done(self) -> bool:
+        """Reports one done. False if all had been."""
+
+    def _join(self) -> None:
+        """Waits until all have been reported done, if only for a moment."""
+
+    def _watch(self) -> int:
+        """A descriptor that is readable while there is something to get."""
+
+    def _fds(self) -> tuple[int, int]:
+        """Both ends of the pipe that goes with the queue."""
+
+    def _writer_fd(self) -> int:
+        """One end of it."""
+
+    def _close_reader(self) -> None:
+        """This process takes no more."""
+
+    def _close_ends(self) -> None:
+        """Nor does it put any more, but what it still has to move."""
+
+    def _is_moving(self) -> bool:
+        """Whether there is anything left to move."""
+
+    def _mover(self) -> QueueMover:
+        """The thread that moves it."""
+
+@final
+class QueueMover:
+    """The thread of the core that moves into a queue what this process has put. Process-local."""
+
+    @property
+    def name(self) -> str:
+        """What multiprocessing calls it."""
+
+    @property
+    def daemon(self) -> bool:
+        """True: it holds up nobody."""
+
+    def is_alive(self) -> bool:
+        """Whether there is something to move."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Waits until there is nothing left to move, for at most `timeout` seconds."""
+
+    def finish(self) -> None:
+        """The same at the end of the process; ends early if no process takes anything any more."""
 
 # ---- src/py/shared_memory.rs ----
 
@@ -586,6 +730,9 @@ class PoolEngine:
 
     def lane(self) -> PoolLane:
         """The shared memory of the next worker."""
+
+    def forgo(self, lane: PoolLane) -> None:
+        """No worker has been started with it."""
 
     def attach(self, lane: PoolLane, pid: int, sentinel: int) -> None:
         """A worker has been started with `lane`; `sentinel` becomes readable when it ends."""

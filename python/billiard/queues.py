@@ -1,44 +1,41 @@
 """Queues between processes.
 
-::
-
-    put() ──pickle──► _buffer ──feeder thread──[_wlock]──► pipe ──[_rlock]──► get() ──unpickle──►
-      ▲                                                                        │
-      └───────── _sem: how many more messages the queue takes ◄────────────────┘
-
-`put` pickles at once, so that order and content are those of the call, and never waits for the
-pipe; the buffer and its feeder belong to the process, the pipe and the semaphores are shared.
-`SimpleQueue` is the pipe and its two locks alone.
+```
+ put() ──pickle──► ring in shared memory ──► get() ──unpickle──►
+         └── no room? ──► the process's own memory ──a thread of the core──► ring
+```
+`Queue` and `JoinableQueue` are `_core.Queue` with the interface of multiprocessing around it
+(`src/py/queues`): `put` pickles at once, so that order and content are those of the call, and never
+waits for room. There is no feeder thread of Python's. `SimpleQueue` is a pipe and its two locks.
 """
 
 from __future__ import annotations
 
-import errno
 import os
-import threading
 import weakref
-from collections import deque
-from queue import Empty, Full
-from time import monotonic
+from _pickle import Pickler
+from queue import Empty as Empty
+from queue import Full as Full
 
-from . import connection, context
-from .compat import get_errno
-from .reduction import ForkingPickler
-from .util import Finalize, debug, error, info, is_exiting, register_after_fork
+from . import _core, connection, context, heap
+from .compat import get_errno as get_errno
+from .reduction import _REFUSALS, ForkingPickler
+from .util import Finalize, debug, register_after_fork
+from .util import error as error
+from .util import info as info
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    import threading
+    from collections.abc import Iterator
     from typing import Any
 
     from typing_extensions import Buffer
 
 __all__ = ["JoinableQueue", "Queue", "SimpleQueue"]
 
-#: bytes; what is copied rather than kept in the object that it was pickled into
-_SMALL = 1 << 16
-#: in a buffer: the feeder is to end
-_sentinel: Any = object()
+#: bytes; buffers of objects from this size on are copied by themselves instead of into the pickle
+_OUT_OF_BAND = 1 << 16
 
 
 def _context_of(kwargs: dict[str, Any]) -> Any:
@@ -48,144 +45,229 @@ def _context_of(kwargs: dict[str, Any]) -> Any:
         raise TypeError("missing 1 required keyword-only argument: ctx") from None
 
 
-class Queue:
+# ---- pickling, for the core ----
+
+
+def _dumps(obj: object) -> Buffer | tuple[Buffer, list[memoryview]]:
+    """A pickle, or a pickle and the buffers that are not in it."""
+    import io
+
+    buffers: list[memoryview] = []
+
+    def in_band(buffer: Any) -> bool:
+        try:
+            raw = buffer.raw()
+        except BufferError:  # neither in C's nor in Fortran's order
+            return True
+        if raw.nbytes < _OUT_OF_BAND:
+            return True
+        buffers.append(raw)
+        return False
+
+    file = io.BytesIO()
+    pickler = Pickler(file, 5, buffer_callback=in_band)
+    pickler.dispatch_table = ForkingPickler._dispatch_table()
+    try:
+        pickler.dump(obj)
+    except _REFUSALS:
+        return ForkingPickler.dumps(obj)
+    return (file.getbuffer(), buffers) if buffers else file.getbuffer()
+
+
+def _loads(message: Buffer, buffers: list[Buffer] | None) -> Any:
+    return ForkingPickler.loads(message, buffers=buffers)
+
+
+_core.Queue._pickle_with(_dumps, _loads)
+
+
+# ---- what multiprocessing's queues are made of, for those who look inside ----
+
+
+class _End:
+    """The look of a connection for an end of a queue, which is no pipe."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = weakref.ref(queue)
+        self._is_closed = False
+
+    def _open_queue(self) -> Queue:
+        queue = self._queue()
+        if queue is None or self._is_closed:
+            import errno
+
+            raise OSError(errno.EBADF, "handle is closed")
+        return queue
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process has closed it."""
+        return self._is_closed
+
+    @property
+    def readable(self) -> bool:
+        """Whether messages can be received."""
+        return isinstance(self, _Reader)
+
+    @property
+    def writable(self) -> bool:
+        """Whether messages can be sent."""
+        return isinstance(self, _Writer)
+
+    def close(self) -> None:
+        """Close this end in this process."""
+        self._is_closed = True
+
+    def __enter__(self) -> _End:
+        return self
+
+    def __exit__(self, exc_type: object, exc_value: object, exc_tb: object) -> None:
+        self.close()
+
+
+class _Reader(_End):
+    """The end that `get` takes from."""
+
+    def fileno(self) -> int:
+        """A descriptor that is readable while there is something to get."""
+        return self._open_queue()._watch()
+
+    def poll(self, timeout: float | None = 0.0) -> bool:
+        """Whether there is something to get within `timeout` seconds (None: no limit)."""
+        return self._open_queue()._wait(timeout)
+
+    _poll = poll
+
+    def recv(self) -> Any:
+        """Wait for an object and take it out."""
+        return _core.Queue.get(self._open_queue())
+
+    def recv_bytes(self, maxlength: int | None = None) -> bytes:
+        """Wait for an object and take it out as a pickle."""
+        return bytes(ForkingPickler.dumps(self.recv()))
+
+    def close(self) -> None:
+        """Close this end in this process."""
+        queue = self._queue()
+        if queue is not None and not self._is_closed:
+            queue._close_reader()
+        super().close()
+
+
+class _Writer(_End):
+    """The end that `put` puts into."""
+
+    def fileno(self) -> int:
+        """A descriptor that can always be written to, as the queue can."""
+        return self._open_queue()._writer_fd()
+
+    def send(self, obj: Any) -> None:
+        """Put an object in."""
+        _core.Queue.put(self._open_queue(), obj)
+
+    def send_bytes(self, buf: Buffer) -> None:
+        """Put the object in that `buf` is a pickle of."""
+        self.send(ForkingPickler.loads(buf))
+
+
+class _Counter:
+    """How many more objects a queue takes: it has the look of a semaphore."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    @property
+    def _semlock(self) -> _Counter:
+        return self
+
+    def _get_value(self) -> int:
+        return self._queue._maxsize - self._queue.qsize()
+
+    get_value = _get_value
+
+    def _is_zero(self) -> bool:
+        return self._queue.full()
+
+    locked = _is_zero
+
+
+class _Unfinished(_Counter):
+    """How many tasks have not been reported done."""
+
+    def _get_value(self) -> int:
+        return self._queue._unfinished()
+
+    get_value = _get_value
+
+    def _is_zero(self) -> bool:
+        return self._get_value() == 0
+
+
+class _Buffer:
+    """What this process has put and the ring has no room for yet: empty or not, no more is told."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def __bool__(self) -> bool:
+        return self._queue._is_moving()
+
+    def __len__(self) -> int:
+        return int(self._queue._is_moving())
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+
+# ---- the queues ----
+
+
+class Queue(_core.Queue):
     """A first-in first-out queue of objects that can be pickled, for many processes.
 
     `maxsize` limits how many objects the queue holds; zero or less: no limit. From multiprocessing.
     """
 
     def __init__(self, maxsize: int = 0, *args: Any, **kwargs: Any) -> None:
-        from .synchronize import SEM_VALUE_MAX, InternalLock
+        from .synchronize import SEM_VALUE_MAX
 
-        ctx = _context_of(kwargs)
-        if maxsize <= 0:
-            maxsize = SEM_VALUE_MAX
-        self._maxsize = maxsize
-        self._reader, self._writer = connection.Pipe(duplex=False)
-        self._rlock = InternalLock()
-        self._wlock = InternalLock()
-        self._sem = ctx.BoundedSemaphore(maxsize)
+        _context_of(kwargs)
+        limit = 0 if maxsize <= 0 else min(maxsize, SEM_VALUE_MAX)
+        self._set_up(limit)
+        self._maxsize = limit or SEM_VALUE_MAX
         self._opid = os.getpid()
-        #: for executors: a feeder ends silently when nobody reads any more
+        #: for executors; has no effect here
         self._ignore_epipe = False
         self._after_fork()
         register_after_fork(self, Queue._after_fork)
 
     def __getstate__(self) -> tuple[Any, ...]:
         context.assert_spawning(self)
-        return (
-            self._ignore_epipe,
-            self._maxsize,
-            self._reader,
-            self._writer,
-            self._rlock,
-            self._wlock,
-            self._sem,
-            self._opid,
-        )
+        from .reduction import DupFd
+
+        reader, writer = self._fds()
+        ends = (DupFd(reader), DupFd(writer))
+        return (self._ignore_epipe, self._maxsize, heap.lend(self._block), *ends, self._opid)
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        (
-            self._ignore_epipe,
-            self._maxsize,
-            self._reader,
-            self._writer,
-            self._rlock,
-            self._wlock,
-            self._sem,
-            self._opid,
-        ) = state
+        self._ignore_epipe, self._maxsize, lent, reader, writer, self._opid = state
+        self._adopt(heap.borrow(lent), reader.detach(), writer.detach())
         self._after_fork()
+        register_after_fork(self, Queue._after_fork)
 
     def _after_fork(self) -> None:
-        # What was in the parent's buffer is the parent's to send, and its feeder is not here.
-        self._notempty = threading.Condition(threading.Lock())
-        self._buffer: deque[Any] = deque()
-        self._thread: threading.Thread | None = None
+        # What the parent still had to move is the parent's business.
+        self._reader = _Reader(self)
+        self._writer = _Writer(self)
+        self._poll = self._reader.poll
+        self._recv = self._reader.recv
+        self._recv_bytes = self._reader.recv_bytes
+        self._send_bytes = self._writer.send_bytes
+        self._thread: _core.QueueMover | None = None
         self._jointhread: Finalize | None = None
+        self._close: Finalize | None = None
         self._joincancelled = False
         self._closed = False
-        self._close: Finalize | None = None
-        self._recv = self._reader.recv
-        self._send_bytes = self._writer.send_bytes
-        self._recv_bytes = self._reader.recv_bytes
-        self._poll = self._reader.poll
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise ValueError(f"Queue {self!r} is closed")
-
-    def put(self, obj: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Put an object into the queue.
-
-        If the queue is full, wait for room (at most `timeout` seconds) or, with `block` false,
-        do not; without room `queue.Full` is raised. `ValueError` on a closed queue. An object that
-        cannot be pickled goes to `_on_queue_feeder_error` and is dropped.
-        """
-        if self._closed:
-            self._check_open()
-        if not self._sem.acquire(block, timeout):
-            raise Full
-        try:
-            view = ForkingPickler.dumps(obj)
-            # The garbage collector would look at every view that waits, but not at bytes.
-            message: Buffer = bytes(view) if len(view) < _SMALL else view
-        except Exception as exc:
-            self._sem.release()
-            self._on_queue_feeder_error(exc, obj)
-            return
-        except BaseException:
-            self._sem.release()
-            raise
-        self._enqueue(message)
-
-    def _enqueue(self, message: Buffer) -> None:
-        with self._notempty:
-            if self._thread is None:
-                self._start_thread()
-            self._buffer.append(message)
-            self._notempty.notify()
-
-    def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Take the oldest object out of the queue.
-
-        If there is none, wait for one (at most `timeout` seconds) or, with `block` false, do not;
-        without one `queue.Empty` is raised. `ValueError` on a closed queue.
-        """
-        if self._closed:
-            self._check_open()
-        if block and timeout is None:
-            with self._rlock:
-                message = self._reader._recv_pickle()
-        else:
-            message = self._get_pickle_within(timeout or 0.0 if block else 0.0)
-        self._sem.release()
-        return ForkingPickler.loads(message)
-
-    def _get_pickle_within(self, timeout: float) -> Buffer:
-        deadline = monotonic() + timeout
-        if not self._rlock.acquire(timeout > 0, timeout):
-            raise Empty
-        try:
-            if not self._poll(max(0.0, deadline - monotonic())):
-                raise Empty
-            return self._reader._recv_pickle()
-        finally:
-            self._rlock.release()
-
-    def qsize(self) -> int:
-        """How many objects are in the queue, those in the buffers of processes included."""
-        size: int = self._maxsize - self._sem._semlock._get_value()
-        return size
-
-    def empty(self) -> bool:
-        """Whether `get` would have to wait."""
-        return not self._poll()
-
-    def full(self) -> bool:
-        """Whether `put` would have to wait."""
-        full: bool = self._sem._semlock._is_zero()
-        return full
 
     def get_nowait(self) -> Any:
         """`get` without waiting."""
@@ -195,25 +277,28 @@ class Queue:
         """`put` without waiting."""
         return self.put(obj, False)
 
+    def empty(self) -> bool:
+        """Whether `get` would have to wait. `OSError` on a closed queue."""
+        self._reader._open_queue()
+        return self._is_empty()
+
     def close(self) -> None:
         """This process neither puts nor gets any more; what it has put is still sent."""
         self._closed = True
-        try:
-            self._reader.close()
-        finally:
-            close, self._close = self._close, None
-            if close is not None:
-                close()  # the feeder closes the writer when it has sent what there was
-            elif self._thread is None:
-                self._writer.close()
+        self._reader.close()
+        self._writer.close()
+        self._close_ends()
+        close, self._close = self._close, None
+        if close is not None:
+            close()
 
     def join_thread(self) -> None:
-        """Wait until what this process has put is in the pipe. Only after `close`."""
+        """Wait until what this process has put is where others can get it. Only after `close`."""
         debug("Queue.join_thread()")
         if not self._closed:
             raise ValueError(f"Queue {self!r} not closed")
-        if self._thread is not None and not self._joincancelled:
-            self._thread.join()
+        if not self._joincancelled:
+            self._mover().join()
 
     def cancel_join_thread(self) -> None:
         """Do not wait at exit until what this process has put is sent: it may be lost."""
@@ -231,85 +316,53 @@ class Queue:
 
         traceback.print_exception(e)
 
-    # ---- the feeder ----
-
     def _start_thread(self) -> None:
+        # The core calls this when it starts to move messages, once in a process.
         debug("Queue._start_thread()")
-        self._buffer.clear()
-        self._thread = threading.Thread(
-            target=Queue._feed,
-            args=(
-                self._buffer,
-                self._notempty,
-                self._writer._send_bytes,
-                self._wlock,
-                self._writer.close,
-            ),
-            name="QueueFeederThread",
-            daemon=True,
-        )
-        try:
-            self._thread.start()
-        except BaseException:
-            self._thread = None
-            raise
+        self._thread = mover = self._mover()
         # All who use a queue are descendants of the process that made it. When that one ends they
         # have ended, and there is nobody to send anything to.
         if not self._joincancelled and self._opid != os.getpid():
-            self._jointhread = Finalize(
-                self._thread, Queue._finalize_join, [weakref.ref(self._thread)], exitpriority=-5
-            )
-        self._close = Finalize(
-            self, Queue._finalize_close, [self._buffer, self._notempty], exitpriority=10
+            self._jointhread = Finalize(None, mover.finish, exitpriority=-5)
+        self._close = Finalize(self, debug, ["closing a queue"], exitpriority=10)
+
+    # Where multiprocessing has these, for those who look.
+
+    @property
+    def _rlock(self) -> Any:
+        """While it is held, nobody takes anything out."""
+        return self._lock(0)
+
+    @property
+    def _wlock(self) -> Any:
+        """While it is held, nothing goes into the ring."""
+        return self._lock(1)
+
+    def _lock(self, line: int) -> Any:
+        from .synchronize import InternalLock
+
+        block = self._block
+        lock = InternalLock.__new__(InternalLock)
+        lock._adopt(block.segment.block(block.offset + line * 64, 64), 2, 1)
+        return lock
+
+    @property
+    def _sem(self) -> _Counter:
+        return _Counter(self)
+
+    @property
+    def _buffer(self) -> _Buffer:
+        return _Buffer(self)
+
+    @property
+    def _notempty(self) -> threading.Condition:
+        """A condition that nobody waits for."""
+        import threading
+
+        condition: threading.Condition = vars(self).setdefault(
+            "_condition", threading.Condition(threading.Lock())
         )
-
-    @staticmethod
-    def _finalize_join(twr: weakref.ref[threading.Thread]) -> None:
-        thread = twr()
-        if thread is not None:
-            debug("joining queue thread")
-            thread.join()
-
-    @staticmethod
-    def _finalize_close(buffer: deque[Any], notempty: threading.Condition) -> None:
-        debug("telling queue thread to quit")
-        with notempty:
-            buffer.append(_sentinel)
-            notempty.notify()
-
-    @staticmethod
-    def _feed(
-        buffer: deque[Any],
-        notempty: threading.Condition,
-        send_bytes: Callable[[Buffer], None],
-        writelock: Any,
-        close: Callable[[], None],
-    ) -> None:
-        debug("starting thread to feed data to pipe")
-        try:
-            while True:
-                # The condition is for waiting alone: taking it for every message would have this
-                # thread and those that put hand the interpreter to and fro.
-                with notempty:
-                    while not buffer:
-                        notempty.wait()
-                while buffer:
-                    message = buffer.popleft()
-                    if message is _sentinel:
-                        debug("feeder thread got sentinel -- exiting")
-                        close()
-                        return
-                    with writelock:
-                        send_bytes(message)
-        except Exception as exc:
-            # EPIPE: this process has closed its own reader, and there is no other.
-            if get_errno(exc) == errno.EPIPE or is_exiting():
-                info("error in queue thread: %r", exc, exc_info=True)
-                return
-            error("error in queue thread: %r", exc, exc_info=True)
-            import traceback
-
-            traceback.print_exception(exc)
+        return condition
 
 
 class JoinableQueue(Queue):
@@ -318,40 +371,25 @@ class JoinableQueue(Queue):
     From multiprocessing.
     """
 
-    def __init__(self, maxsize: int = 0, *args: Any, **kwargs: Any) -> None:
-        from .synchronize import InternalLock
-
-        ctx = _context_of(kwargs)
-        super().__init__(maxsize, ctx=ctx)
-        self._unfinished_tasks = ctx.Semaphore(0)
-        self._cond = ctx.Condition(InternalLock())
-
-    def __getstate__(self) -> tuple[Any, ...]:
-        return (*super().__getstate__(), self._cond, self._unfinished_tasks)
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        super().__setstate__(state[:-2])
-        self._cond, self._unfinished_tasks = state[-2:]
-
-    def _enqueue(self, message: Buffer) -> None:
-        # Counted before anybody can get it: otherwise task_done() might come first.
-        with self._cond:
-            self._unfinished_tasks.release()
-        super()._enqueue(message)
-
     def task_done(self) -> None:
         """Say that an object taken out has been dealt with; `ValueError` if all had been."""
-        with self._cond:
-            if not self._unfinished_tasks.acquire(False):
-                raise ValueError("task_done() called too many times")
-            if self._unfinished_tasks._semlock._is_zero():
-                self._cond.notify_all()
+        if not self._task_done():
+            raise ValueError("task_done() called too many times")
 
     def join(self) -> None:
         """Wait until every object put into the queue has been dealt with."""
-        with self._cond:
-            if not self._unfinished_tasks._semlock._is_zero():
-                self._cond.wait()
+        self._join()
+
+    @property
+    def _unfinished_tasks(self) -> _Unfinished:
+        return _Unfinished(self)
+
+    @property
+    def _cond(self) -> Any:
+        """A condition that nobody waits for."""
+        from .synchronize import Condition
+
+        return vars(self).setdefault("_tasks_condition", Condition())
 
 
 class _SimpleQueue:

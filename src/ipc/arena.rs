@@ -14,6 +14,7 @@
 //! `fork`, so that the child inherits it complete; the child's part in the fork is to keep its
 //! promises in the family tables.
 
+use std::os::fd::AsRawFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once, Weak};
 
@@ -22,9 +23,11 @@ use nix::errno::Errno;
 use super::family::{Promise, Table, World};
 use super::heap::{self, Heap, Spot};
 use crate::sys::clock;
+use crate::sys::extent;
 use crate::sys::fork::{self, ForkLock};
+use crate::sys::io::Target;
 use crate::sys::life;
-use crate::sys::memory::{self, LINE, LineRef, Mapping, PAGE};
+use crate::sys::memory::{self, BytesRef, LINE, LineRef, Mapping, PAGE, WordsRef};
 
 const MAGIC: u64 = u64::from_le_bytes(*b"billiard");
 /// Bytes at the start of a common segment that hold its head and table (500 entries).
@@ -36,58 +39,80 @@ pub const SINGLE: usize = 1 << 20;
 const HEAD_MAGIC: usize = 0;
 const HEAD_ID: usize = 1;
 const HEAD_SIZE: usize = 3;
-const HEAD_COMMON: usize = 4;
+const HEAD_KIND: usize = 4;
+
+/// What a segment is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// One block.
+    Single = 0,
+    /// Many blocks.
+    Common = 1,
+    /// One block, and a file behind it that grows.
+    Growable = 2,
+}
+
+impl Kind {
+    fn of(number: u64) -> nix::Result<Self> {
+        match number {
+            0 => Ok(Self::Single),
+            1 => Ok(Self::Common),
+            2 => Ok(Self::Growable),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
 
 /// One mapped segment. *Process-local* handle; inherited by a forked child.
 #[derive(Debug)]
 pub struct Segment {
     mapping: Arc<Mapping>,
     id: u128,
-    common: bool,
+    kind: Kind,
     /// the fork generation of the process that gives out its blocks, if that is or was us
     maker: Option<u32>,
 }
 
 impl Segment {
-    fn create(len: usize, common: bool) -> nix::Result<Self> {
+    fn create(len: usize, kind: Kind) -> nix::Result<Self> {
         // The names are for people who look at /proc/PID/fd.
-        let name = if common {
-            c"billiard-arena"
-        } else {
-            c"billiard-block"
+        let mapping = match kind {
+            Kind::Common => Mapping::create(c"billiard-arena", len)?,
+            Kind::Single => Mapping::create(c"billiard-block", len)?,
+            Kind::Growable => Mapping::create_growable(c"billiard-queue", len)?,
         };
-        let mapping = Mapping::create(name, len)?;
         let id = memory::random_id()?;
         let head = mapping.line(0);
         head[HEAD_ID].store(id as u64, Ordering::Relaxed);
         head[HEAD_ID + 1].store((id >> 64) as u64, Ordering::Relaxed);
         head[HEAD_SIZE].store(len as u64, Ordering::Relaxed);
-        head[HEAD_COMMON].store(u64::from(common), Ordering::Relaxed);
+        head[HEAD_KIND].store(kind as u64, Ordering::Relaxed);
         head[HEAD_MAGIC].store(MAGIC, Ordering::Release);
         Ok(Self {
             mapping: Arc::new(mapping),
             id,
-            common,
+            kind,
             maker: Some(fork::generation()),
         })
     }
 
     fn adopt(fd: i32, id: u128) -> nix::Result<Self> {
-        let mapping = Mapping::adopt(memory::take_over(fd)?)?;
-        let head = mapping.line(0);
-        let there = u128::from(head[HEAD_ID].load(Ordering::Acquire))
-            | u128::from(head[HEAD_ID + 1].load(Ordering::Acquire)) << 64;
-        if head[HEAD_MAGIC].load(Ordering::Acquire) != MAGIC
-            || head[HEAD_SIZE].load(Ordering::Acquire) != mapping.len() as u64
-            || there != id
-        {
+        let fd = memory::take_over(fd)?;
+        let mut head = [0; LINE];
+        extent::read_at(fd.as_raw_fd(), 0, Target::from(&mut head[..]))?;
+        let word = |index: usize| {
+            let bytes = head[index * 8..][..8].try_into();
+            u64::from_ne_bytes(bytes.expect("eight bytes"))
+        };
+        let there = u128::from(word(HEAD_ID)) | u128::from(word(HEAD_ID + 1)) << 64;
+        let size = usize::try_from(word(HEAD_SIZE)).map_err(|_| Errno::EINVAL)?;
+        if word(HEAD_MAGIC) != MAGIC || there != id || size < PAGE {
             return Err(Errno::EINVAL);
         }
-        let common = head[HEAD_COMMON].load(Ordering::Acquire) != 0;
         Ok(Self {
-            mapping: Arc::new(mapping),
+            mapping: Arc::new(Mapping::adopt(fd, size)?),
             id,
-            common,
+            kind: Kind::of(word(HEAD_KIND))?,
             maker: None,
         })
     }
@@ -100,6 +125,11 @@ impl Segment {
     /// The descriptor; `EBADF` if the program closed it behind our back.
     pub fn fd(&self) -> nix::Result<i32> {
         self.mapping.fd()
+    }
+
+    /// Closes the descriptor of a segment that has one user, who needs it no more.
+    pub fn close_fd(&self) {
+        self.mapping.close_fd();
     }
 
     pub fn len(&self) -> usize {
@@ -121,7 +151,7 @@ impl Segment {
     }
 
     fn head(&self) -> usize {
-        if self.common {
+        if self.kind == Kind::Common {
             COMMON_HEAD
         } else {
             SINGLE_HEAD
@@ -130,7 +160,7 @@ impl Segment {
 
     /// The descendants that see it; only common segments are given out in parts.
     pub fn table(&self) -> Option<Table<'_, AtomicU64>> {
-        self.common
+        (self.kind == Kind::Common)
             .then(|| Table::new(self.mapping.words(LINE, (COMMON_HEAD - LINE) / 8)))
     }
 }
@@ -153,21 +183,33 @@ impl Block {
     pub fn new(size: usize) -> nix::Result<Self> {
         install();
         if size >= SINGLE {
-            let len = size
-                .checked_add(SINGLE_HEAD + PAGE - 1)
-                .ok_or(Errno::ENOMEM)?
-                / PAGE
-                * PAGE;
-            let segment = Arc::new(Segment::create(len, false)?);
-            STATE.lock().know(&segment, Vec::new());
-            return Ok(Self {
-                segment,
-                offset: SINGLE_HEAD,
-                size,
-                lot: None,
-            });
+            return Self::alone(size, Kind::Single);
         }
         STATE.lock().alloc(size)
+    }
+
+    /// A block in a segment of its own whose file can grow: see `sys::extent`.
+    pub fn growable(size: usize) -> nix::Result<Self> {
+        install();
+        Self::alone(size, Kind::Growable)
+    }
+
+    fn alone(size: usize, kind: Kind) -> nix::Result<Self> {
+        let len = size
+            .checked_add(SINGLE_HEAD + PAGE - 1)
+            .ok_or(Errno::ENOMEM)?
+            / PAGE
+            * PAGE;
+        let segment = Arc::new(Segment::create(len, kind)?);
+        if kind == Kind::Single {
+            STATE.lock().know(&segment, Vec::new());
+        }
+        Ok(Self {
+            segment,
+            offset: SINGLE_HEAD,
+            size,
+            lot: None,
+        })
     }
 
     /// A block that another process gave out.
@@ -204,6 +246,24 @@ impl Block {
     /// The line of words that the block starts with.
     pub fn line(&self) -> LineRef {
         LineRef::new(&self.segment.mapping, self.offset)
+    }
+
+    /// The line of words at byte `offset` of the block.
+    pub fn line_at(&self, offset: usize) -> LineRef {
+        assert!(offset <= self.size && LINE <= self.size - offset);
+        LineRef::new(&self.segment.mapping, self.offset + offset)
+    }
+
+    /// `count` words of the block from byte `offset` on.
+    pub fn words(&self, offset: usize, count: usize) -> WordsRef {
+        assert!(offset <= self.size && count * 8 <= self.size - offset);
+        WordsRef::new(&self.segment.mapping, self.offset + offset, count)
+    }
+
+    /// `len` bytes of the block from byte `offset` on.
+    pub fn bytes(&self, offset: usize, len: usize) -> BytesRef {
+        assert!(offset <= self.size && len <= self.size - offset);
+        BytesRef::new(&self.segment.mapping, self.offset + offset, len)
     }
 }
 
@@ -283,10 +343,11 @@ pub fn borrow(id: u128, fd: i32, promises: &[Promise]) -> nix::Result<Arc<Segmen
             }
         }
     }
-    state.know(
-        &segment,
-        promises.iter().map(|promise| promise.birth).collect(),
-    );
+    // Whoever borrows a growable one has it for himself, with a descriptor of his own.
+    if segment.kind != Kind::Growable {
+        let births = promises.iter().map(|promise| promise.birth).collect();
+        state.know(&segment, births);
+    }
     Ok(segment)
 }
 
@@ -399,7 +460,7 @@ impl State {
             .filter_map(|known| known.segment.upgrade());
         segments
             .into_iter()
-            .find(|segment| segment.common && segment.is_ours())
+            .find(|segment| segment.kind == Kind::Common && segment.is_ours())
             .map(|segment| Moment {
                 segment,
                 epoch: self.epoch,
@@ -503,7 +564,7 @@ impl State {
             return Ok(spot);
         }
         let least = (COMMON_HEAD + heap::class_size(class)).next_power_of_two();
-        let segment = Arc::new(Segment::create(heap.next_len().max(least), true)?);
+        let segment = Arc::new(Segment::create(heap.next_len().max(least), Kind::Common)?);
         heap.open(Arc::clone(&segment), COMMON_HEAD);
         self.know(&segment, Vec::new());
         self.heap().take(class).ok_or(Errno::ENOMEM)

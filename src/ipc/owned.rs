@@ -13,6 +13,8 @@
 
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::wait::{Pace, Sleeper, Slept};
 use super::word::{SLEEPERS, Word};
 use crate::sys::life::Identity;
@@ -71,7 +73,7 @@ pub fn release(word: &impl Word) {
     }
 }
 
-/// Acquires, sleeping as long as it takes; `EINTR` on a signal.
+/// Acquires, sleeping as long as it takes; `EINTR` on a signal, and now and then without one.
 ///
 /// `runs` says whether a process still runs: `life::runs` outside of models and tests.
 pub fn wait(
@@ -93,8 +95,11 @@ pub fn wait(
         {
             return Ok(got);
         }
-        if slept == Slept::Deadline {
-            return Ok(Got::Not);
+        match slept {
+            Slept::Woken => {}
+            // Time for the caller to look at signals, see `wait`.
+            Slept::Slice => return Err(Errno::EINTR),
+            Slept::Deadline => return Ok(Got::Not),
         }
     }
 }
@@ -114,11 +119,29 @@ pub fn take_from_dead(
 #[cfg(all(test, not(loom)))]
 mod tests {
     use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Instant;
 
     use super::*;
 
     const A: Identity = Identity { pid: 7, stamp: 70 };
     const B: Identity = Identity { pid: 8, stamp: 80 };
+
+    /// [`wait`] for those whom no signal interests.
+    fn wait_through(
+        word: &AtomicU64,
+        me: Identity,
+        timeout: Option<Duration>,
+        runs: impl Fn(Identity) -> bool,
+    ) -> Got {
+        let end = timeout.map(|timeout| Instant::now() + timeout);
+        loop {
+            let left = end.map(|end| end.saturating_duration_since(Instant::now()));
+            match wait(word, me, left, &runs) {
+                Err(Errno::EINTR) => {}
+                other => return other.unwrap(),
+            }
+        }
+    }
 
     #[test]
     fn one_owner_at_a_time() {
@@ -136,8 +159,8 @@ mod tests {
     fn a_live_owner_keeps_it() {
         let word = AtomicU64::new(0);
         try_acquire(&word, A);
-        let got = wait(&word, B, Some(Duration::from_millis(2)), |_| true);
-        assert_eq!(got, Ok(Got::Not));
+        let got = wait_through(&word, B, Some(Duration::from_millis(2)), |_| true);
+        assert_eq!(got, Got::Not);
         assert_eq!(owner(&word), Some(A));
     }
 
@@ -145,8 +168,8 @@ mod tests {
     fn a_dead_owner_loses_it_and_the_next_one_is_told() {
         let word = AtomicU64::new(0);
         try_acquire(&word, A);
-        let got = wait(&word, B, None, |who| who != A);
-        assert_eq!(got, Ok(Got::FromTheDead(A)));
+        let got = wait_through(&word, B, None, |who| who != A);
+        assert_eq!(got, Got::FromTheDead(A));
         assert_eq!(owner(&word), Some(B));
         release(&word);
         assert_eq!(word.load(Ordering::Relaxed), 0);
@@ -160,8 +183,8 @@ mod tests {
                 let (word, total) = (&word, &total);
                 scope.spawn(move || {
                     for _ in 0..500 {
-                        let got = wait(word, Identity { pid, stamp: 1 }, None, |_| true);
-                        assert_eq!(got, Ok(Got::Free));
+                        let me = Identity { pid, stamp: 1 };
+                        assert_eq!(wait_through(word, me, None, |_| true), Got::Free);
                         let seen = total.load(Ordering::Relaxed);
                         total.store(seen + 1, Ordering::Relaxed);
                         release(word);
@@ -213,7 +236,12 @@ mod models {
         check(2, || {
             let word = Arc::new(ModelWord::impatient(mark(DEAD)));
             let body = |word: &ModelWord, pid: u32| {
-                let got = wait(word, someone(pid), None, |who| who != DEAD).unwrap();
+                let got = loop {
+                    match wait(word, someone(pid), None, |who| who != DEAD) {
+                        Err(Errno::EINTR) => {}
+                        other => break other.unwrap(),
+                    }
+                };
                 assert_eq!(owner(word), Some(someone(pid)));
                 release(word);
                 got == Got::FromTheDead(DEAD)

@@ -15,6 +15,7 @@ use super::word::Word;
 pub struct Pace {
     next: Duration,
     longest: Duration,
+    grows: bool,
 }
 
 impl Pace {
@@ -24,6 +25,7 @@ impl Pace {
         Self {
             next: Duration::from_millis(100),
             longest: Duration::from_secs(5),
+            grows: true,
         }
     }
 
@@ -33,6 +35,7 @@ impl Pace {
         Self {
             next: step,
             longest: step,
+            grows: false,
         }
     }
 }
@@ -61,7 +64,9 @@ impl Sleeper {
         Self { deadline, pace }
     }
 
-    /// Sleeps on `word` while its low half is `expected`. `EINTR` is for the caller.
+    /// Sleeps on `word` while its low half is `expected`. `EINTR` is for the caller, who looks at
+    /// signals: also after the longest slice of a growing pace, for one that came just before a
+    /// sleep and has interrupted nothing.
     pub fn sleep(&mut self, word: &impl Word, expected: u64) -> nix::Result<Slept> {
         let mut slice = self.pace.next;
         if let Some(deadline) = self.deadline {
@@ -73,6 +78,9 @@ impl Sleeper {
         }
         match word.wait(expected as u32, Some(slice)) {
             Ok(()) => Ok(Slept::Woken),
+            Err(Errno::ETIMEDOUT) if slice == self.pace.longest && self.pace.grows => {
+                Err(Errno::EINTR)
+            }
             Err(Errno::ETIMEDOUT) => {
                 self.pace.next = (self.pace.next * 2).min(self.pace.longest);
                 Ok(Slept::Slice)

@@ -88,8 +88,11 @@ impl Engine {
                 return;
             }
             if gained.outcomes >= PLENTY {
-                // Timers and deaths can wait as long as that.
+                // Timers and deaths can wait as long as that, and no longer: however much comes in,
+                // they are looked at next.
                 std::thread::sleep(NAP);
+                self.hub.kick();
+                return;
             } else if self.hub.listen_for_engine() {
                 return;
             }

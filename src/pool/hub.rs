@@ -41,6 +41,8 @@ use crate::sys::{clock, cpu, fork, futex, reactor};
 
 /// A nap of the leader while outcomes are plenty.
 const NAP: Duration = Duration::from_micros(50);
+/// After so many in a row it lets its caller look for signals: some milliseconds.
+const NAPS: u32 = 200;
 /// What makes them plenty: so many since the last look.
 pub const PLENTY: usize = 8;
 
@@ -233,6 +235,7 @@ impl Hub {
         let bell = self.common.bell();
         bell::ignore(bell, ENGINE);
         let mut plenty = false;
+        let mut naps = 0;
         loop {
             let gained = self.drain();
             if done() {
@@ -244,6 +247,11 @@ impl Hub {
             }
             if gained.outcomes >= PLENTY || (plenty && gained.outcomes > 1) {
                 plenty = true;
+                naps += 1;
+                if naps > NAPS {
+                    // Nothing interrupts a nap: a signal may have come that has to be handled.
+                    return Err(Errno::EINTR);
+                }
                 std::thread::sleep(left.map_or(NAP, |left| left.min(NAP)));
                 continue;
             }

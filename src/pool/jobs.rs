@@ -54,13 +54,14 @@ impl Cell {
         None
     }
 
-    /// Takes the outcome out; once, if a worker has sent it.
+    /// Takes an outcome back that [`take`](Self::take) gave.
+    pub fn put_back(&self, outcome: Outcome) {
+        self.outcome.lock().get_or_insert(outcome);
+    }
+
+    /// Takes the outcome out; once.
     pub fn take(&self) -> Option<Outcome> {
-        let mut place = self.outcome.lock();
-        if let Some(Outcome::Local(failure)) = &*place {
-            return Some(Outcome::Local(failure.clone()));
-        }
-        place.take()
+        self.outcome.lock().take()
     }
 }
 
@@ -164,6 +165,13 @@ impl Sequence {
         Next::NotYet
     }
 
+    /// Takes an item back that [`next`](Self::next) gave: it will be the next again.
+    pub fn put_back(&self, outcome: Outcome) {
+        let mut inner = self.inner.lock();
+        inner.ready.push_front(Some(outcome));
+        inner.first = inner.first.saturating_sub(1);
+    }
+
     /// Would [`next`](Self::next) give something, or the end?
     pub fn has_next(&self) -> bool {
         let inner = self.inner.lock();
@@ -219,6 +227,23 @@ mod tests {
         assert!(seq.put(1, outcome(9)).is_some());
         assert!(matches!(seq.next(), Next::NotYet));
         seq.set_length(2);
+        assert!(matches!(seq.next(), Next::End));
+    }
+
+    #[test]
+    fn what_is_put_back_comes_again() {
+        let seq = Sequence::new(true);
+        seq.put(0, outcome(0));
+        seq.put(1, outcome(1));
+        let Next::Item(first) = seq.next() else {
+            panic!("it is there");
+        };
+        seq.put_back(first);
+        seq.put(2, outcome(2));
+        seq.set_length(3);
+        for n in 0..3 {
+            assert_eq!(number(seq.next()), Some(n));
+        }
         assert!(matches!(seq.next(), Next::End));
     }
 

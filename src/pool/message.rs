@@ -2,7 +2,6 @@
 
 use std::any::Any;
 use std::fmt;
-use std::sync::Arc;
 
 use super::shared::{IN_EXTENT, TaskHead};
 use crate::ipc::extents::Taken;
@@ -97,7 +96,7 @@ pub enum Outcome {
     /// What a worker sent: whether it is a value, and its bytes.
     Sent(bool, Body),
     /// A failure that was found in the pool's process: an object of the layer above.
-    Local(Arc<dyn Any + Send + Sync>),
+    Local(Box<dyn Any + Send + Sync>),
 }
 
 /// Kinds of records in a result ring, the `tag` of [`crate::ipc::ring`]. All but `OTHER` begin with

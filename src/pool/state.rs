@@ -34,6 +34,8 @@ use crate::sys::{clock, futex, pidfd};
 const DEADLY: u8 = 5;
 /// Seconds between SIGTERM and SIGKILL for a worker over its hard limit.
 const KILL_AFTER: Duration = Duration::from_millis(100);
+/// So many timers are no burden.
+const TIMERS: usize = 1024;
 /// The number of the pool's process among the holders of a lane's extents.
 const POOL: u32 = 0;
 /// Views that the pool's process may hold on the memory of one worker. What comes then is copied.
@@ -185,17 +187,22 @@ pub struct State {
     pub live: usize,
     /// Outcomes since somebody last asked.
     pub ended: u64,
-    queue: VecDeque<u32>,
+    queue: VecDeque<u64>,
     /// Bytes of calls that do not fit into slots, wherever they are, and how many such calls.
     bytes: usize,
     large: usize,
     /// The next position of the ring to be written.
     next: u64,
-    /// Which task is in which slot.
-    posted: Box<[u32]>,
+    /// Which task is in which slot. As in the queue, the whole number: a task may be forgotten
+    /// while it is there, and its place be another's.
+    posted: Box<[u64]>,
     pub workers: Vec<Option<Worker>>,
+    /// Indexes of workers that are about to be started.
+    reserved: Vec<usize>,
     serial: u64,
     timers: BinaryHeap<Reverse<Timer>>,
+    /// When there are so many, those of tasks that have ended are thrown away.
+    timers_kept: usize,
     pub mail: VecDeque<Mail>,
     /// New workers and their sentinels, for the engine to watch.
     pub unwatched: Vec<(usize, OwnedFd)>,
@@ -226,8 +233,10 @@ impl State {
             next: 0,
             posted: vec![0; SLOTS].into_boxed_slice(),
             workers: Vec::new(),
+            reserved: Vec::new(),
             serial: 0,
             timers: BinaryHeap::new(),
+            timers_kept: TIMERS,
             mail: VecDeque::new(),
             unwatched: Vec::new(),
             closed: false,
@@ -259,6 +268,11 @@ impl State {
 
     fn number(&self, index: u32) -> u64 {
         u64::from(self.places[index as usize].generation) << 32 | u64::from(index)
+    }
+
+    fn knows(&self, number: u64) -> bool {
+        let place = self.places.get(number as u32 as usize);
+        place.is_some_and(|p| u64::from(p.generation) == number >> 32 && p.task.is_some())
     }
 
     pub fn task(&mut self, number: u64) -> Option<&mut Task> {
@@ -334,9 +348,8 @@ impl State {
             deaths: 0,
             position: None,
         });
-        let index = number as u32;
-        if !self.queue.is_empty() || !self.post(index, gained) {
-            self.queue.push_back(index);
+        if !self.queue.is_empty() || !self.post(number, gained) {
+            self.queue.push_back(number);
         }
         Ok(number)
     }
@@ -381,21 +394,22 @@ impl State {
                 body: body.len() as u32,
             };
             self.common.write_slot(position, &head, [func, body]);
-            self.publish(number as u32, gained);
+            self.publish(number, gained);
         } else {
-            self.queue.push_back(number as u32);
+            self.queue.push_back(number);
         }
         Ok(number)
     }
 
     /// Writes a task into the next slot; false if there is no room.
-    fn post(&mut self, index: u32, gained: &mut Gained) -> bool {
+    fn post(&mut self, number: u64, gained: &mut Gained) -> bool {
         let position = self.next;
         if self.terminated || !claim::is_free(&self.common, position) {
             return false;
         }
-        let number = self.number(index);
-        let Some(task) = self.places[index as usize].task.as_mut() else {
+        let place = self.places.get_mut(number as u32 as usize);
+        let place = place.filter(|place| u64::from(place.generation) == number >> 32);
+        let Some(task) = place.and_then(|place| place.task.as_mut()) else {
             return true;
         };
         if let Call::Heap(bytes) = &task.call {
@@ -416,15 +430,15 @@ impl State {
         if matches!(task.call, Call::Inline { .. }) {
             task.call = Call::Posted;
         }
-        self.publish(index, gained);
+        self.publish(number, gained);
         true
     }
 
-    fn publish(&mut self, index: u32, gained: &mut Gained) {
+    fn publish(&mut self, number: u64, gained: &mut Gained) {
         let position = self.next;
         self.next += 1;
-        self.posted[position as usize % SLOTS] = index;
-        if let Some(task) = self.places[index as usize].task.as_mut() {
+        self.posted[position as usize % SLOTS] = number;
+        if let Some(task) = self.task(number) {
             task.position = Some(position);
         }
         claim::publish(&self.common, position);
@@ -433,8 +447,8 @@ impl State {
 
     /// Moves what waits into the ring.
     pub fn refill(&mut self, gained: &mut Gained) {
-        while let Some(&index) = self.queue.front() {
-            if !self.post(index, gained) {
+        while let Some(&number) = self.queue.front() {
+            if !self.post(number, gained) {
                 break;
             }
             self.queue.pop_front();
@@ -465,12 +479,11 @@ impl State {
         for position in self.window() {
             if claim::withdraw(&self.common, position) {
                 claim::release(&self.common, position, PARENT);
-                let number = self.number(self.posted[position as usize % SLOTS]);
+                let number = self.posted[position as usize % SLOTS];
                 owners.extend(self.remove(number).map(|task| task.owner));
             }
         }
-        while let Some(index) = self.queue.pop_front() {
-            let number = self.number(index);
+        while let Some(number) = self.queue.pop_front() {
             owners.extend(self.remove(number).map(|task| task.owner));
         }
         owners
@@ -501,8 +514,7 @@ impl State {
         };
         let position = task.position;
         let Some(position) = position else {
-            let index = number as u32;
-            if let Some(at) = self.queue.iter().position(|&other| other == index) {
+            if let Some(at) = self.queue.iter().position(|&other| other == number) {
                 self.queue.remove(at);
             }
             let task = self.remove(number);
@@ -516,25 +528,54 @@ impl State {
         // A worker has claimed it. Until the lease says so there is nothing to condemn; that is
         // an instant, unless the worker is stopped in it: then it is ended as it would be after.
         let claimer = claim::claimer(&self.common, position).map(usize::from);
-        for index in 0..self.workers.len() {
-            let Some(worker) = &self.workers[index] else {
-                continue;
-            };
-            if lease::condemn(worker.lane.lease(), number) || claimer == Some(index) {
-                self.end(index, libc::SIGTERM);
-                let task = self.remove(number);
-                return (Cancelled::Condemned, task.map(|task| task.owner));
-            }
+        let index = match claimer.filter(|&index| self.still_claims(index, position)) {
+            Some(index) => Some(index),
+            None => (0..self.workers.len()).find(|&index| self.condemn(index, number)),
+        };
+        let Some(index) = index else {
+            return (Cancelled::TooLate, None);
+        };
+        self.end(index, libc::SIGTERM);
+        let task = self.remove(number);
+        (Cancelled::Condemned, task.map(|task| task.owner))
+    }
+
+    /// Whether a worker that was seen to claim a position does so after it was told to take no
+    /// other: then whatever ends it now hits no other task. If not, it may go on.
+    fn still_claims(&mut self, index: usize, position: u64) -> bool {
+        let Some(worker) = self.worker(index) else {
+            return false;
+        };
+        let retire = worker.lane.retire();
+        let before = retire.swap(1, Ordering::SeqCst);
+        fence(Ordering::SeqCst);
+        let still = claim::claimer(&self.common, position) == Some(index as u16);
+        if !still {
+            // Perhaps it is leaving already. Then there will be another.
+            retire.store(before, Ordering::SeqCst);
         }
-        (Cancelled::TooLate, None)
+        still
+    }
+
+    fn condemn(&self, index: usize, number: u64) -> bool {
+        self.worker(index)
+            .is_some_and(|worker| lease::condemn(worker.lane.lease(), number))
     }
 
     // ---- workers ----
 
-    /// The lowest index that no worker has.
-    pub fn vacancy(&self) -> usize {
-        let free = self.workers.iter().position(Option::is_none);
-        free.unwrap_or(self.workers.len())
+    /// The lowest index that no worker has, for one that is about to be started.
+    pub fn reserve(&mut self) -> usize {
+        let is_free =
+            |index: &usize| self.worker(*index).is_none() && !self.reserved.contains(index);
+        let index = (0..).find(is_free).unwrap_or(usize::MAX);
+        self.reserved.push(index);
+        index
+    }
+
+    /// No worker has been started with an index that was reserved, or one has.
+    pub fn release(&mut self, index: usize) {
+        self.reserved.retain(|&other| other != index);
     }
 
     /// A worker has been started; the engine has to be told (`watch` is a copy of its sentinel).
@@ -547,6 +588,7 @@ impl State {
         watch: OwnedFd,
     ) {
         self.serial += 1;
+        self.release(index);
         self.unwatched.push((index, watch));
         let extents = Receiver::new(
             lane.segment().clone(),
@@ -586,9 +628,13 @@ impl State {
         self.workers.iter().flatten().find(runs)
     }
 
-    /// Is it at a task, or about to be?
+    /// Is it at a task, about to be, or not rid of the outcome?
     pub fn is_busy(&self, index: usize) -> bool {
-        self.running(index).is_some()
+        let Some(worker) = self.worker(index) else {
+            return false;
+        };
+        let lease = lease::read(worker.lane.lease());
+        (lease.phase != Phase::Idle && self.knows(lease.task))
             || self
                 .window()
                 .any(|p| claim::claimer(&self.common, p) == Some(index as u16))
@@ -758,6 +804,16 @@ impl State {
         self.mail
             .push_back(Mail::Ack(job, i, at.as_secs_f64(), pid));
         gained.mail = true;
+        // Most tasks end long before their limits: those timers must not pile up.
+        if self.timers.len() >= self.timers_kept {
+            let mut timers = std::mem::take(&mut self.timers);
+            timers.retain(|Reverse(Timer(_, alarm))| match *alarm {
+                Alarm::Soft(number) | Alarm::Hard(number) => self.knows(number),
+                Alarm::Kill(..) => true,
+            });
+            self.timers_kept = (2 * timers.len()).max(TIMERS);
+            self.timers = timers;
+        }
         let mut alarm = |limit: f64, alarm| {
             if limit > 0.0 {
                 let due = at.saturating_add(Duration::try_from_secs_f64(limit).unwrap_or(FOREVER));
@@ -849,18 +905,19 @@ impl State {
             return gained;
         };
         let lease = lease::read(worker.lane.lease());
+        // A worker that was told to leave may have claimed a task, and left it as it was.
+        let left = worker.lane.retire().load(Ordering::SeqCst) != 0;
         let mut returned = Vec::new();
         let mut deadly = None;
         for position in self.window() {
             if claim::claimer(&self.common, position) != Some(index as u16) {
                 continue;
             }
-            let task = self.posted[position as usize % SLOTS];
-            let number = self.number(task);
+            let number = self.posted[position as usize % SLOTS];
             let begun = lease.task == number && lease.phase != Phase::Idle;
             if !begun && self.task(number).is_some() {
-                if self.take_back(number, position) {
-                    returned.push(task);
+                if self.take_back(number, position, left) {
+                    returned.push(number);
                 } else {
                     deadly = Some(number);
                 }
@@ -887,14 +944,14 @@ impl State {
     }
 
     /// A task that was claimed, not begun: its call is still in the slot. False if too many have
-    /// died of it.
-    fn take_back(&mut self, number: u64, position: u64) -> bool {
+    /// died of it; who `left` did not die of it.
+    fn take_back(&mut self, number: u64, position: u64, left: bool) -> bool {
         let mut bytes = [0; super::shared::SLOT];
         let head = self.common.read_slot(position, &mut bytes);
         let Some(task) = self.task(number) else {
             return true;
         };
-        task.deaths += 1;
+        task.deaths += u8::from(!left);
         task.position = None;
         if matches!(task.call, Call::Posted) {
             let from = super::shared::TaskHead::SIZE;
@@ -932,4 +989,97 @@ fn big(bytes: &[u8], extents: &Arc<Receiver>) -> Option<Body> {
     } else {
         Body::Extent(taken)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::jobs::Cell;
+    use super::*;
+    use crate::pool::shared::{COMMON_EXTENTS, COMMON_TABLE};
+
+    fn state() -> State {
+        let common = Common::create().unwrap();
+        let (segment, start) = (common.segment().clone(), Common::extents_start());
+        let extents = Extents::new(segment, COMMON_TABLE, COMMON_EXTENTS, start);
+        State::new(common, Arc::new(extents))
+    }
+
+    fn submit(state: &mut State, name: &[u8]) -> u64 {
+        let owner = Owner::Cell(Arc::new(Cell::default()));
+        let submitted = state.submit_inline(owner, 0, name, b"", &mut Gained::default());
+        submitted.unwrap()
+    }
+
+    /// A worker that is never signalled: this process, which is not in its own group's lead.
+    fn attach(state: &mut State) -> Lane {
+        let lane = Lane::create().unwrap();
+        let (sentinel, watch) = nix::unistd::pipe().unwrap();
+        state.attach(0, 0, lane.clone(), sentinel, watch);
+        lane
+    }
+
+    #[test]
+    fn a_task_that_was_forgotten_while_a_worker_claimed_it_is_not_the_next_of_its_place() {
+        let mut state = state();
+        attach(&mut state);
+        let first = submit(&mut state, b"first");
+        assert_eq!(claim::claim(&state.common, 0), Some(0));
+        state.remove(first);
+        let second = submit(&mut state, b"second");
+        assert_eq!(first as u32, second as u32, "the same place");
+        state.bury(0);
+        assert!(state.queue.is_empty());
+        assert_eq!(claim::claim(&state.common, 1), Some(1));
+        let mut bytes = [0; super::super::shared::SLOT];
+        assert_eq!(state.common.read_slot(1, &mut bytes).task, second);
+        assert!(claim::is_empty(&state.common), "handed out once");
+    }
+
+    #[test]
+    fn timers_do_not_outlive_their_tasks_for_long() {
+        let mut state = state();
+        let lane = attach(&mut state);
+        for n in 0..10 * TIMERS as i64 {
+            let gained = &mut Gained::default();
+            let task = state.submit(Owner::Book(n, -1), Call::Posted, (100.0, 200.0), gained);
+            let task = task.unwrap();
+            state.acknowledged(task, 1, &lane, gained);
+            state.remove(task);
+        }
+        assert!(state.timers.len() <= 2 * TIMERS);
+        assert!(state.next_timer().is_some());
+    }
+
+    #[test]
+    fn workers_that_leave_with_a_task_have_not_died_of_it() {
+        let mut state = state();
+        let task = submit(&mut state, b"");
+        for position in 0..u64::from(DEADLY) + 1 {
+            let lane = attach(&mut state);
+            assert_eq!(claim::claim(&state.common, 0), Some(position));
+            lane.retire().store(1, Ordering::SeqCst);
+            state.bury(0);
+            assert!(state.task(task).is_some());
+        }
+    }
+
+    #[test]
+    fn a_task_that_was_forgotten_in_the_queue_is_not_the_next_of_its_place() {
+        let mut state = state();
+        for _ in 0..SLOTS {
+            submit(&mut state, b"");
+        }
+        let first = submit(&mut state, b"first");
+        state.remove(first);
+        let second = submit(&mut state, b"second");
+        assert_eq!(first as u32, second as u32, "the same place");
+        for position in 0..SLOTS as u64 {
+            assert_eq!(claim::claim(&state.common, 1), Some(position));
+            claim::release(&state.common, position, 1);
+        }
+        state.refill(&mut Gained::default());
+        assert_eq!(state.waiting(), 0);
+        assert!(claim::claim(&state.common, 1).is_some());
+        assert!(claim::is_empty(&state.common), "handed out once");
+    }
 }

@@ -79,6 +79,9 @@ impl Station {
     }
 
     pub fn look(&self) -> Look {
+        if self.lane.retire().load(Ordering::Relaxed) != 0 {
+            return Look::Leave;
+        }
         let claimed = claim::claim(&self.common, self.index);
         // The pool looks for claims after it has told us to retire, and we the other way round.
         fence(Ordering::SeqCst);

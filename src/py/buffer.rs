@@ -8,7 +8,7 @@ use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyMemoryView};
+use pyo3::types::{PyByteArray, PyBytes, PyMemoryView};
 
 use crate::sys::io::{Source, Target};
 
@@ -158,5 +158,43 @@ impl BytesInMaking {
         // SAFETY: the pointer is to a `bytes` object, for which this cannot fail.
         let start = unsafe { ffi::PyBytes_AsString(self.bytes.as_ptr()) };
         NonNull::new(start.cast()).expect("a bytes object has memory")
+    }
+}
+
+/// A `bytearray` that nobody has seen yet and whose memory is still being filled. Process-local, as
+/// [`BytesInMaking`].
+pub struct ArrayInMaking {
+    array: Py<PyByteArray>,
+    room: usize,
+}
+
+impl ArrayInMaking {
+    /// Uninitialised room for `room` bytes; `MemoryError` if there is none.
+    pub fn new(py: Python<'_>, room: usize) -> PyResult<Self> {
+        let size = ffi::Py_ssize_t::try_from(room)?;
+        // SAFETY: a null pointer asks for uninitialised memory; the result is a new reference to a
+        // `bytearray`, or null with an exception set.
+        let array = unsafe {
+            let raw = ffi::PyByteArray_FromStringAndSize(std::ptr::null(), size);
+            Bound::from_owned_ptr_or_err(py, raw)?.cast_into_unchecked::<PyByteArray>()
+        };
+        Ok(Self {
+            array: array.unbind(),
+            room,
+        })
+    }
+
+    pub fn target(&mut self) -> Target<'_> {
+        // SAFETY: the pointer is to a `bytearray` that nobody else has a reference to, so that it
+        // is not resized; it has memory for `room` bytes.
+        unsafe {
+            let start = ffi::PyByteArray_AsString(self.array.as_ptr());
+            Target::from_raw(start.cast(), self.room)
+        }
+    }
+
+    /// The finished object. All of its room must have been filled.
+    pub fn finish(self) -> Py<PyByteArray> {
+        self.array
     }
 }

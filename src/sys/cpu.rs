@@ -1,4 +1,6 @@
-//! The processors that this process may run on.
+//! The processors that this process may run on, and the one that a thread is on.
+
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Whether there is more than one (spinning pays only then).
 pub fn many_cpus() -> bool {
@@ -9,4 +11,42 @@ pub fn many_cpus() -> bool {
         unsafe { libc::sched_getaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &mut set) };
     // SAFETY: reads the set filled above.
     failed == 0 && unsafe { libc::CPU_COUNT(&set) } > 1
+}
+
+fn current() -> u64 {
+    // SAFETY: has no preconditions; an error (-1) becomes 0, not known.
+    let cpu = unsafe { libc::sched_getcpu() };
+    u64::try_from(cpu + 1).unwrap_or(0)
+}
+
+/// Notes in `word` where this thread is.
+#[inline]
+pub fn note(word: &AtomicU64) {
+    word.store(current(), Ordering::Relaxed);
+}
+
+/// Whether who last noted it was on another processor: only then can it do anything while we look
+/// on. If nobody has, whether there is another one.
+pub fn is_elsewhere(word: &AtomicU64) -> bool {
+    match word.load(Ordering::Relaxed) {
+        0 => many_cpus(),
+        there => there != current(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_notes_it_is_here_or_was_moved() {
+        let word = AtomicU64::new(0);
+        let here = (0..1000).any(|_| {
+            note(&word);
+            !is_elsewhere(&word)
+        });
+        assert!(here);
+        word.store(u64::MAX, Ordering::Relaxed);
+        assert!(is_elsewhere(&word));
+    }
 }

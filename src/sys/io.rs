@@ -42,6 +42,10 @@ unsafe impl Send for Target<'_> {}
 unsafe impl Sync for Target<'_> {}
 
 impl<'a> Source<'a> {
+    pub(super) fn as_ptr(&self) -> *const u8 {
+        self.ptr
+    }
+
     /// # Safety
     /// `ptr` must be readable for `len` bytes during `'a`.
     pub unsafe fn from_raw(ptr: *const u8, len: usize) -> Self {
@@ -111,6 +115,10 @@ impl<'a> From<&'a [u8]> for Source<'a> {
 }
 
 impl<'a> Target<'a> {
+    pub(super) fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.ptr
+    }
+
     /// # Safety
     /// `ptr` must be writable for `len` bytes during `'a`.
     pub unsafe fn from_raw(ptr: *mut u8, len: usize) -> Self {
@@ -165,7 +173,18 @@ impl<'a> Target<'a> {
         }
     }
 
+    /// Parts with the first `n` bytes.
+    pub fn take_first(&mut self, n: usize) -> Self {
+        let first = Self {
+            len: n.min(self.len),
+            ..*self
+        };
+        self.skip(n);
+        first
+    }
+
     /// Copies `source` to the beginning, as far as there is room.
+    #[inline]
     pub fn copy_from(&mut self, source: Source<'_>) {
         let n = source.len.min(self.len);
         // SAFETY: one is readable, the other writable for `n` bytes; `copy` lets them overlap.

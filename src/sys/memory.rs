@@ -6,7 +6,7 @@ use std::ops::Deref;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use memmap2::{MmapOptions, MmapRaw};
 use nix::errno::Errno;
@@ -14,6 +14,8 @@ use nix::fcntl::{FcntlArg, FdFlag, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
+
+use super::io::{Source, Target};
 
 /// What lock words are aligned to, so that no two of them share a cache line.
 pub const LINE: usize = 64;
@@ -39,6 +41,7 @@ impl Deref for Line {
 #[derive(Debug)]
 pub struct Mapping {
     fd: ManuallyDrop<OwnedFd>,
+    fd_is_closed: AtomicBool,
     /// (device, inode): programs that become daemons close descriptors that are not theirs
     file: (u64, u64),
     map: MmapRaw,
@@ -55,14 +58,23 @@ impl Mapping {
         ftruncate(&fd, libc::off_t::try_from(len).map_err(|_| Errno::ENOMEM)?)?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
         fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
-        Self::adopt(fd)
+        Self::adopt(fd, len)
     }
 
-    /// Maps memory that another process created.
-    pub fn adopt(fd: OwnedFd) -> nix::Result<Self> {
+    /// As [`create`](Self::create), but the file behind the memory can grow beyond what is mapped:
+    /// see `sys::extent`.
+    pub fn create_growable(name: &CStr, len: usize) -> nix::Result<Self> {
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
+        ftruncate(&fd, libc::off_t::try_from(len).map_err(|_| Errno::ENOMEM)?)?;
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
+        Self::adopt(fd, len)
+    }
+
+    /// Maps the first `len` bytes of memory that another process created.
+    pub fn adopt(fd: OwnedFd, len: usize) -> nix::Result<Self> {
         let stat = fstat(&fd)?;
-        let len = usize::try_from(stat.st_size).map_err(|_| Errno::EINVAL)?;
-        if len == 0 {
+        if len == 0 || u64::try_from(stat.st_size).is_ok_and(|size| size < len as u64) {
             return Err(Errno::EINVAL);
         }
         let map = MmapOptions::new()
@@ -71,6 +83,7 @@ impl Mapping {
             .map_err(|error| error.raw_os_error().map_or(Errno::ENOMEM, Errno::from_raw))?;
         Ok(Self {
             fd: ManuallyDrop::new(fd),
+            fd_is_closed: AtomicBool::new(false),
             file: (stat.st_dev, stat.st_ino),
             map,
         })
@@ -94,8 +107,16 @@ impl Mapping {
         }
     }
 
+    /// Closes the descriptor. The memory stays mapped.
+    pub fn close_fd(&self) {
+        if self.fd_is_ours() && !self.fd_is_closed.swap(true, Ordering::Relaxed) {
+            drop(take_over(self.fd.as_raw_fd()));
+        }
+    }
+
     fn fd_is_ours(&self) -> bool {
-        fstat(&*self.fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
+        let is_open = !self.fd_is_closed.load(Ordering::Relaxed);
+        is_open && fstat(&*self.fd).is_ok_and(|stat| (stat.st_dev, stat.st_ino) == self.file)
     }
 
     /// The address of the byte at `offset`, of `len` that are in range.
@@ -130,10 +151,7 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        if self.fd_is_ours() {
-            // SAFETY: dropped once, here, and not used after.
-            unsafe { ManuallyDrop::drop(&mut self.fd) }
-        }
+        self.close_fd();
     }
 }
 
@@ -164,6 +182,89 @@ impl Deref for LineRef {
     fn deref(&self) -> &Line {
         // SAFETY: points into a mapping that `_keep` keeps.
         unsafe { self.line.as_ref() }
+    }
+}
+
+/// A range of bytes that keeps its memory mapped. *Process-local* handle.
+///
+/// Who may write or read which bytes is the business of the protocol that they are used by; here
+/// they are copied in and out, so that no Rust reference to them is ever made.
+#[derive(Clone, Debug)]
+pub struct BytesRef {
+    start: NonNull<u8>,
+    len: usize,
+    _keep: Arc<Mapping>,
+}
+
+// SAFETY: an address range that the Arc keeps mapped, and that is only copied from and to.
+unsafe impl Send for BytesRef {}
+// SAFETY: as above.
+unsafe impl Sync for BytesRef {}
+
+impl BytesRef {
+    pub fn new(mapping: &Arc<Mapping>, offset: usize, len: usize) -> Self {
+        Self {
+            start: mapping.address(offset, len),
+            len,
+            _keep: Arc::clone(mapping),
+        }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// `len` of the bytes from `offset` on, to copy into.
+    #[inline]
+    pub fn target(&self, offset: usize, len: usize) -> Target<'_> {
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: in range (asserted) of memory that stays mapped while `self` is borrowed.
+        unsafe { Target::from_raw(self.start.as_ptr().add(offset), len) }
+    }
+
+    /// `len` of the bytes from `offset` on, to copy from.
+    #[inline]
+    pub fn source(&self, offset: usize, len: usize) -> Source<'_> {
+        assert!(offset <= self.len && len <= self.len - offset);
+        // SAFETY: as in `target`.
+        unsafe { Source::from_raw(self.start.as_ptr().add(offset), len) }
+    }
+}
+
+/// A row of words that keeps its memory mapped. *Process-local* handle.
+#[derive(Clone, Debug)]
+pub struct WordsRef {
+    start: NonNull<AtomicU64>,
+    count: usize,
+    _keep: Arc<Mapping>,
+}
+
+// SAFETY: a shared reference to atomics, in memory that the Arc keeps mapped.
+unsafe impl Send for WordsRef {}
+// SAFETY: as above.
+unsafe impl Sync for WordsRef {}
+
+impl WordsRef {
+    pub fn new(mapping: &Arc<Mapping>, offset: usize, count: usize) -> Self {
+        let words = mapping.words(offset, count);
+        Self {
+            start: NonNull::from(words).cast(),
+            count,
+            _keep: Arc::clone(mapping),
+        }
+    }
+}
+
+impl Deref for WordsRef {
+    type Target = [AtomicU64];
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: points to `count` words in a mapping that `_keep` keeps.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.count) }
     }
 }
 
@@ -204,8 +305,6 @@ pub fn random_id() -> nix::Result<u128> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
-
     use super::*;
 
     #[test]
@@ -213,7 +312,7 @@ mod tests {
         let one = Mapping::create(c"test", PAGE).unwrap();
         one.line(LINE)[3].store(7, Ordering::Relaxed);
         let fd = nix::unistd::dup(&*one.fd).unwrap();
-        let two = Mapping::adopt(fd).unwrap();
+        let two = Mapping::adopt(fd, PAGE).unwrap();
         assert_eq!(two.line(LINE)[3].load(Ordering::Relaxed), 7);
         two.zero(LINE, LINE);
         assert_eq!(one.line(LINE)[3].load(Ordering::Relaxed), 0);

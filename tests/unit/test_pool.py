@@ -565,7 +565,7 @@ def test_a_worker_has_nothing_of_other_workers(ctx: Any) -> None:
 def test_the_default_context_s_pool_is_this_one(pool: Any) -> None:
     assert isinstance(pool, pool_module.Pool)
     assert repr(pool) == "<Pool state=RUN pool_size=2>"
-    assert pool.cpu_count() == billiard.cpu_count()
+    assert 1 <= pool.cpu_count() <= billiard.cpu_count()
     with billiard.Pool(1) as other:
         assert other.apply(square, (2,)) == 4
     assert repr(other).startswith("<Pool state=TERMINATE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import pickle
@@ -236,6 +237,174 @@ def test_context_is_required() -> None:
             cls()
 
 
+def test_many_objects_go_in_and_come_out_at_once(q: Any) -> None:
+    assert q.put_many(range(1000)) == 1000
+    assert q.get_many(3) == [0, 1, 2]
+    assert q.get_many(0) == []
+    assert q.get_many() == list(range(3, 1000))
+    for call in (lambda: q.get_many(block=False), lambda: q.get_many(5, True, 0.01)):
+        with pytest.raises(queue.Empty):
+            call()
+
+
+def test_many_objects_are_put_as_far_as_there_are_places(capfd: pytest.CaptureFixture[str]) -> None:
+    q = billiard.Queue(5)
+    with closing(q):
+        assert q.put_many([1, Unpicklable(), 2]) == 2
+        assert "not this one" in capfd.readouterr().err
+        assert q.put_many("abcdef", block=False) == 3
+        with pytest.raises(queue.Full):
+            q.put_many("def", True, 0.01)
+        assert q.get_many() == [1, 2, "a", "b", "c"]
+
+
+def test_limit_counts_objects_and_not_bytes() -> None:
+    q = billiard.Queue(200)
+    with closing(q):
+        for number in range(200):
+            q.put_nowait((number, "x" * 30_000))
+        assert q.full()
+        assert q.qsize() == 200
+        with pytest.raises(queue.Full):
+            q.put_nowait(1)
+        for number in range(200):
+            assert q.get(timeout=10)[0] == number
+        assert (q.qsize(), q.empty()) == (0, True)
+
+
+def test_every_count_is_exact_while_the_ring_is_full(q: Any) -> None:
+    for number in range(400):
+        q.put((number, "x" * 10_000))
+        assert q.qsize() == number + 1
+    for number in range(400):
+        assert not q.empty()
+        assert q.get_nowait()[0] == number
+        assert q.qsize() == 399 - number
+    assert q.empty()
+
+
+class Chunk:
+    """An object with buffers that protocol 5 leaves out of the pickle."""
+
+    def __init__(self, *buffers: Any) -> None:
+        self.buffers = buffers
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        assert protocol == 5
+        return Chunk, tuple(map(pickle.PickleBuffer, self.buffers))
+
+
+def test_buffers_travel_beside_the_pickle(q: Any) -> None:
+    small, large, fixed = bytearray(b"s" * 10), bytearray(os.urandom(300_000)), os.urandom(100_000)
+    for _ in range(2):
+        q.put(Chunk(small, large, fixed, memoryview(large)[1000:200_000]))
+        got = q.get(timeout=10).buffers
+        assert [bytes(buffer) for buffer in got] == [small, large, fixed, large[1000:200_000]]
+        assert [memoryview(buffer).readonly for buffer in got] == [False, False, True, False]
+    got[1][0] ^= 1
+    assert got[1] != large
+
+
+def test_put_takes_buffers_as_they_are(q: Any) -> None:
+    large = bytearray(200_000)
+    q.put(Chunk(large))
+    large[0] = 1
+    assert q.get(timeout=10).buffers[0][0] == 0
+
+
+def test_reader_is_ready_exactly_while_there_is_something_to_get(q: Any) -> None:
+    q.put(0)
+    assert wait([q._reader], 0)
+    for number in range(1000):
+        q.put(number + 1)
+        assert q.get(timeout=10) == number
+        assert wait([q._reader], 0)
+        if number % 100 == 0:
+            assert q.get(timeout=10) == number + 1
+            assert not wait([q._reader], 0)
+            with pytest.raises(queue.Empty):
+                q.get_nowait()
+            q.put(number + 1)
+            assert wait([q._reader], 0)
+    assert select.select([], [q._writer], [], 0)[1]
+
+
+def test_asyncio_waits_for_the_reader(q: Any) -> None:
+    async def main() -> list[int]:
+        loop, found = asyncio.get_running_loop(), []
+        done = loop.create_future()
+
+        def readable() -> None:
+            found.append(q.get_nowait())
+            if len(found) == 100:
+                done.set_result(None)
+
+        loop.add_reader(q._reader, readable)
+        producer = threading.Thread(target=lambda: [q.put(n) for n in range(100)])
+        producer.start()
+        try:
+            await asyncio.wait_for(done, 30)
+        finally:
+            loop.remove_reader(q._reader)
+            producer.join()
+        return found
+
+    assert asyncio.run(main()) == list(range(100))
+
+
+def test_ends_have_the_look_of_connections(q: Any) -> None:
+    q._writer.send([1])
+    q._writer.send_bytes(pickle.dumps([2]))
+    assert q._poll()
+    assert q._reader.recv() == [1]
+    assert pickle.loads(q._reader.recv_bytes()) == [2]
+    assert not q._poll(0.01)
+    assert q._reader.readable and not q._reader.writable
+    q.close()
+    assert q._reader.closed and q._writer.closed
+    for call in (q._reader.fileno, q._writer.fileno, q._poll, q.empty):
+        with pytest.raises(OSError, match="closed"):
+            call()
+
+
+def test_locks_of_a_queue_hold_it_up(q: Any) -> None:
+    q.put(1)
+    got: list[Any] = []
+    with q._rlock:
+        reader = threading.Thread(target=lambda: got.append(q.get()))
+        reader.start()
+        reader.join(0.1)
+        assert not got
+    reader.join(30)
+    assert got == [1]
+    with q._wlock:
+        writer = threading.Thread(target=q.put, args=(2,))
+        writer.start()
+        writer.join(0.1)
+        assert q.empty()
+    assert q.get(timeout=30) == 2
+    writer.join()
+
+
+def test_queue_that_is_let_go_of_leaves_nothing_open() -> None:
+    def cycle() -> None:
+        q = billiard.JoinableQueue()
+        q.put(bytes(100_000))
+        q.put(1)
+
+    def used() -> tuple[int, int]:
+        with open("/proc/self/statm") as file:
+            pages = int(file.read().split()[0])
+        return len(os.listdir("/proc/self/fd")), pages
+
+    cycle()
+    fds, pages = used()
+    for _ in range(3000):
+        cycle()
+    assert used()[0] == fds
+    assert used()[1] < pages + 4096
+
+
 # --- processes ---------------------------------------------------------------------------------
 
 
@@ -310,7 +479,8 @@ def test_child_forked_from_a_process_that_has_put_can_put() -> None:
             assert q.get(timeout=60) == "from the child"
 
 
-def get_for_ever(q: Any) -> None:
+def get_for_ever(q: Any, ready: Any) -> None:
+    ready.release()
     while True:
         q.get()
 
@@ -318,12 +488,13 @@ def get_for_ever(q: Any) -> None:
 @pytest.mark.parametrize("kind", ["Queue", "JoinableQueue", "SimpleQueue"])
 def test_killed_consumer_holds_up_nobody(ctx: Any, kind: str) -> None:
     q = getattr(ctx, kind)()
+    ready = ctx.Semaphore(0)
     with closing(q):
-        victims = [ctx.Process(target=get_for_ever, args=(q,)) for _ in range(2)]
+        victims = [ctx.Process(target=get_for_ever, args=(q, ready)) for _ in range(2)]
         for victim in victims:
             victim.start()
-        while q._rlock.acquire(False):  # until one of them waits in get()
-            q._rlock.release()
+        for _ in victims:
+            assert ready.acquire(timeout=60)
         for victim in victims:
             victim.kill()
             victim.join()

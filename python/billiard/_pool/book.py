@@ -10,6 +10,7 @@ from time import monotonic
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context
+from .._cpus import usable_cpus
 from ..common import TERM_NUMBER, human_status, restart_state
 from ..exceptions import (
     RestartFreqExceeded,
@@ -37,7 +38,7 @@ from .submit import Submitting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, NoReturn
 
 
@@ -55,7 +56,9 @@ class _Weakly:
 class Pool(Submitting):
     """A pool of worker processes.
 
-    :param processes: number of workers, by default that of the CPUs; 0 for none yet.
+    :param processes: number of workers; 0 for none yet. By default that of the CPUs which this
+        process may really use: those of the machine, as far as its CPU affinity and the quotas of
+        its control groups (version 1 or 2) allow.
     :param initializer: called with ``initargs`` in every worker before its first task. If no
         worker comes through it, its exception is that of every job.
     :param maxtasksperchild: tasks after which a worker is replaced.
@@ -94,6 +97,8 @@ class Pool(Submitting):
     SoftTimeLimitExceeded = SoftTimeLimitExceeded
 
     _state = TERMINATE  # until there is something to terminate
+    #: ends the spare interpreters of a pool that has replaced workers
+    _give_up_spares: Callable[[], object] | None = None
     # The drive's, or a subclass's: see _setup_queues.
     _inqueue: Any
     _outqueue: Any
@@ -172,8 +177,7 @@ class Pool(Submitting):
         self._setup_queues()
         self._state = RUN
         try:
-            for i in range(self._processes):
-                self._create_worker_process(i)
+            self._create_worker_processes(range(self._processes))
             self._make_handlers()
             self._drive.start()
         except BaseException:
@@ -285,9 +289,9 @@ class Pool(Submitting):
         return worker.contribute_to_object(self.Process(target=worker))
 
     def cpu_count(self) -> int:
-        """How many workers there are by default."""
+        """How many workers there are by default: one for each CPU that this process may use."""
         try:
-            return cpu_count()
+            return usable_cpus(cpu_count())
         except NotImplementedError:
             return 1
 
@@ -346,7 +350,25 @@ class Pool(Submitting):
         """Descriptors that become readable when workers exit."""
         return [worker._popen.sentinel for worker in self._pool]
 
+    def _create_worker_processes(self, indices: Iterable[int]) -> None:
+        overridden = type(self)._create_worker_process is not Pool._create_worker_process
+        if overridden or not self._drive.launches_together:
+            for i in indices:
+                self._create_worker_process(i)
+            return
+        made = [self._make_worker(i) for i in indices]
+        self._drive.launch_all([worker for worker, *_ in made])
+        for worker in made:
+            self._worker_is_up(*worker)
+
     def _create_worker_process(self, i: int) -> Any:
+        worker, sentinel, on_ready_counter = self._make_worker(i)
+        self._drive.launch(worker)
+        self._worker_is_up(worker, sentinel, on_ready_counter)
+        return worker
+
+    def _make_worker(self, i: int) -> tuple[Any, Any, Any]:
+        """Make the process object of a worker, its sentinel and its counter; it is not started."""
         sentinel = self._ctx.Event() if self.allow_restart else None
         inq, outq, synq = self.get_process_queues()
         on_ready_counter = self._ctx.Value("i")
@@ -372,13 +394,14 @@ class Pool(Submitting):
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
         worker.index = i
-        self._drive.launch(worker)
+        return worker, sentinel, on_ready_counter
+
+    def _worker_is_up(self, worker: Any, sentinel: Any, on_ready_counter: Any) -> None:
         pid = getattr(worker, "pid", None)
         self._poolctrl[pid] = sentinel
         self._on_ready_counters[pid] = on_ready_counter
         if self.on_process_up:
             self.on_process_up(worker)
-        return worker
 
     def _forget_worker(self, worker: Any) -> None:
         """A worker has been reaped."""
@@ -420,19 +443,35 @@ class Pool(Submitting):
         return self._drive.is_busy(worker)
 
     def _avail_index(self) -> int:
-        assert len(self._pool) < self._processes
-        taken = {worker.index for worker in self._pool}
+        taken = {worker.index for worker in self._staying()}
+        assert len(taken) < self._processes
         return next(i for i in range(self._processes) if i not in taken)
+
+    def _staying(self) -> list[Any]:
+        """The workers that are not about to exit."""
+        return [worker for worker in self._pool if not self._drive.is_leaving(worker)]
 
     def _repopulate_pool(self, exitcodes: Sequence[int | None] = ()) -> None:
         """Start workers until there are as many as there should be."""
-        for i in range(self._processes - len(self._pool)):
+        if self._maxtasksperchild and EX_RECYCLE in exitcodes:
+            self._keep_spares()
+        for i in range(self._processes - len(self._staying())):
             if not self._drive.wants_workers():
                 return
             if i < len(exitcodes) and exitcodes[i] not in (EX_OK, EX_RECYCLE):
                 self.restart_state.step()
             self._create_worker_process(self._avail_index())
             debug("added worker")
+
+    def _keep_spares(self) -> None:
+        """Workers are being replaced: have interpreters ready for the next ones."""
+        if self._give_up_spares is None and self._ctx.get_start_method() == "spawn":
+            from .._spares import keep_for
+
+            count = min(self._processes, self.cpu_count())
+            self._give_up_spares = keep_for(self, count)
+            if self._state == TERMINATE:
+                self._give_up_spares()
 
     def _maintain_pool(self) -> None:
         """Replace the workers that have exited."""
@@ -546,6 +585,8 @@ class Pool(Submitting):
         debug("terminating pool")
         self._state = TERMINATE
         self._worker_handler.terminate()
+        if self._give_up_spares is not None:
+            self._give_up_spares()
         self._terminate()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -559,7 +600,10 @@ class Pool(Submitting):
         """
         if self._state == RUN:
             raise ValueError("Pool is still running")
-        return self._drive.join(timeout)
+        ended = self._drive.join(timeout)
+        if ended and self._give_up_spares is not None:
+            self._give_up_spares()
+        return ended
 
     def drain(self, timeout: float | None = None) -> list[Any]:
         """Close the pool and wait for its jobs; then cancel those that are not done.
@@ -572,8 +616,9 @@ class Pool(Submitting):
         """
         if not self._drive.is_native:
             raise ValueError("only pools of processes with threads=True can be drained")
-        self._drive.wait_until_idle(checks.amount("timeout", timeout))
+        timeout = checks.amount("timeout", timeout)
         self.close()
+        self._drive.wait_until_idle(timeout)
         return self._drive.cancel_all()  # type: ignore[attr-defined, no-any-return]
 
     @staticmethod

@@ -8,7 +8,7 @@ drive moves tasks and results, and notices deaths and deadlines. A pool has one,
  ────────────────                                     ────────────────
  open()             before the first worker           pool._result_handler.on_state_change(message)
  queues()           the ends for the next worker         (ACK, (job, i, time, pid, synq_fd))
- launch(worker)     start it                             (READY, (job, i, (success, value), inq_fd))
+ launch(worker), launch_all(workers)                     (READY, (job, i, (success, value), inq_fd))
                                                          other kinds that a Worker subclass sends
  start()            the handlers exist: begin         pool._maintain_pool()
  submit_one(task)                                        reaps and replaces, by way of reap()
@@ -51,7 +51,7 @@ from .log import debug, error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -140,6 +140,17 @@ class Drive:
         """Start a worker process, the last in the pool's list."""
         worker.start()
 
+    #: whether `launch_all` may get several: they, and their queues, are made before it is called
+    launches_together = False
+
+    def launch_all(self, workers: Sequence[Any]) -> None:
+        """Start worker processes, the last in the pool's list.
+
+        If some cannot be started, the others are, and the first error is raised.
+        """
+        for worker in workers:
+            self.launch(worker)
+
     def reap(self, shutdown: bool = False) -> list[int | None]:
         """Reap the workers that have exited and see to their tasks; returns exit statuses.
 
@@ -159,6 +170,10 @@ class Drive:
     def retire(self, worker: Any) -> bool:
         """Give a worker no more tasks; false if it has one."""
         return True
+
+    def is_leaving(self, worker: Any) -> bool:
+        """Whether a worker has said that it is about to exit: it may be replaced."""
+        return False
 
     def condemn(self, worker: Any) -> None:
         """A worker is about to be sent a signal because of the task that it is at."""

@@ -138,6 +138,12 @@ class PoolThread(DummyProcess):
         except Exception as exc:
             error("Thread %r crashed: %r", type(self).__name__, exc, exc_info=True)
             self.on_crash(exc)
+        except BaseException as exc:
+            # SystemExit of a hook of the user's.
+            if "on_crash" not in vars(self):
+                raise
+            error("Thread %r crashed: %r", type(self).__name__, exc, exc_info=True)
+            self.on_crash(exc)
 
     def on_crash(self, exc: Exception) -> None:
         """The thread has failed, and the pool cannot go on without it."""
@@ -255,8 +261,9 @@ class TaskHandler(PoolThread):
         except Refused as refusal:
             _, (job, i, *_) = task
             self._fail(job, i, (False, refusal.args[0]))
-        except Exception:
-            # The iterable that the user gave has failed: so has the job, here.
+        except BaseException:
+            # The iterable that the user gave has failed: so has the job, here. SystemExit, too: this
+            # thread has others to feed.
             self._fail(getattr(tasks, "job", None), count, (False, ExceptionInfo()))
             count += 1
         if set_length:
@@ -544,8 +551,9 @@ class ResultHandler(PoolThread):
     def _receive(self, task: Any) -> None:
         try:
             self.on_state_change(task)
-        except Exception as exc:
-            # A callback's, which there is nobody above to take. The other jobs go on.
+        except BaseException as exc:
+            # A callback's, also if it is SystemExit, which there is nobody above to take. The other
+            # jobs go on.
             error("Result handler: %r", exc, exc_info=True)
 
     def on_stop_not_started(self) -> None:

@@ -26,15 +26,17 @@ from __future__ import annotations
 import threading
 from _queue import Empty, SimpleQueue
 from collections import deque
-from time import monotonic
+from time import monotonic, sleep
 from weakref import WeakSet, ref
 
 from .. import _core, util
 from ..common import human_status
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from ..process import start_all
 from . import wire
 from .constants import (
+    DEATH,
     DRAINED,
     EX_OK,
     EX_RECYCLE,
@@ -58,7 +60,7 @@ from .submissions import Submissions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any
 
 #: Seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up, but
@@ -80,6 +82,30 @@ RETRY_AFTER = 0.2
 WAITING_TASKS = 256
 AT_HAND_TASKS = 1 << 16
 LARGE_BYTES = 1 << 22
+
+
+#: Seconds that a fork waits for other threads to end their imports; and between two looks.
+IMPORT_PATIENCE = 5.0
+IMPORT_PAUSE = 0.002
+
+
+def wait_for_imports() -> None:
+    """Let other threads come to the end of imports.
+
+    A worker that is forked in the middle of one would have the module half made, and the lock of
+    its import held for ever by a thread that it does not have. The pool forks at instants of its
+    own, so it is the pool that has to look.
+    """
+    from _frozen_importlib import _module_locks  # type: ignore[import-not-found]
+
+    me, deadline = threading.get_ident(), monotonic() + IMPORT_PATIENCE
+    while any(
+        lock is not None and lock.owner not in (None, me)
+        for lock in [reference() for reference in list(_module_locks.values())]
+    ):
+        if monotonic() > deadline:
+            return
+        sleep(IMPORT_PAUSE)
 
 
 class Side:
@@ -110,6 +136,8 @@ class Member:
         self.retired = False
         #: has been told to exit
         self.dismissed = False
+        #: says that it is about to exit
+        self.leaving = False
         #: has ended, and all that it sent has been read
         self.over = False
         #: what it was at when it ended: number of the task, job, number in the job
@@ -146,11 +174,19 @@ class SequenceTasks:
         self.sequence = sequence
 
     def __iter__(self) -> Iterator[None]:
-        while not self.sequence.feed(WAITING_TASKS, LARGE_BYTES):
+        while not self._feed():
             self.drive.check_broken()
             self.drive.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             yield None
         self.drive.check_broken()
+
+    def _feed(self) -> bool:
+        try:
+            return self.sequence.feed(WAITING_TASKS, WAITING_BYTES)
+        except BaseException:
+            # An iterable's own, also if it is SystemExit: this thread has others to feed.
+            self.sequence._fail(ExceptionInfo())
+            return True
 
 
 class NativeDrive(Drive):
@@ -166,6 +202,8 @@ class NativeDrive(Drive):
         self._changes: SimpleQueue[None] = SimpleQueue()
         self._messages: deque[Any] = deque()
         self.maintenance = threading.RLock()
+        #: how workers are started
+        self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
@@ -215,6 +253,7 @@ class NativeDrive(Drive):
             {
                 UP: self._on_up,
                 UNFIT: self._on_unfit,
+                DEATH: self._on_leaving,
                 OVER: self._on_over,
                 SOFT: self._on_soft,
                 HARD: self._on_hard,
@@ -228,7 +267,7 @@ class NativeDrive(Drive):
         for handler in (results, supervisor, tasks):
             handler.start()
 
-    def _crashed(self, exc: Exception) -> None:
+    def _crashed(self, exc: BaseException) -> None:
         """A thread of ours has failed: that must not happen, and nobody shall wait for it."""
         info = ExceptionInfo((type(exc), exc, exc.__traceback__), internal=True)
         self.terminated = True
@@ -291,7 +330,12 @@ class NativeDrive(Drive):
 
     def _end(self) -> None:
         """The last of the result handler."""
-        self._abandon(captured(Terminated("the pool has been terminated")))
+        if self.terminated:
+            why: Exception = Terminated("the pool has been terminated")
+        else:
+            # Only sequences that are read as results are taken can still have wanted something.
+            why = ValueError("Pool not running")
+        self._abandon(captured(why))
         self.engine.stop()
 
     def _abandon(self, info: ExceptionInfo) -> None:
@@ -434,19 +478,46 @@ class NativeDrive(Drive):
         return lane, lane, None
 
     def launch(self, worker: Any) -> None:
-        lane = worker.inq.shared
-        self._launching = lane
+        if self.method == "fork":
+            wait_for_imports()
+        self._launching = worker.inq.shared
         try:
             worker.start()
-        except BaseException:
-            self.workers.remove(worker)
-            worker.inq.let_go()
-            raise
         finally:
             self._launching = None
-        lane.withhold()
+            self._take_in(worker)
+
+    @property
+    def launches_together(self) -> bool:  # type: ignore[override]
+        return bool(self.method == "forkserver")
+
+    def launch_all(self, workers: Sequence[Any]) -> None:
+        try:
+            start_all(workers)
+        finally:
+            for worker in workers:
+                self._take_in(worker)
+
+    def _take_in(self, worker: Any) -> None:
+        """A worker has been started, or has not."""
+        lane = worker.inq.shared
+        if worker._popen is None:
+            self.workers.remove(worker)
+            self.engine.forgo(lane)
+            worker.inq.let_go()
+            return
         self.members[worker.pid] = Member(worker)
-        self.engine.attach(lane, worker.pid, worker._popen.sentinel)
+        try:
+            lane.withhold()
+            self.engine.attach(lane, worker.pid, worker._popen.sentinel)
+        except BaseException:
+            # One that nobody watches would be waited for to the end of the program.
+            worker._popen._send_signal(SIGKILL)
+            worker.join()
+            self.workers.remove(worker)
+            del self.members[worker.pid]
+            worker.inq.let_go()
+            raise
         if self.terminated:
             # It was on its way when the others were told.
             self._end_workers()
@@ -500,6 +571,17 @@ class NativeDrive(Drive):
         member = self.members.get(pid)
         if member is not None:
             member.unfit = info
+
+    def is_leaving(self, worker: Any) -> bool:
+        member = self.members.get(worker.pid)
+        return member is not None and member.leaving
+
+    def _on_leaving(self, pid: int, exitcode: int) -> None:
+        member = self.members.get(pid)
+        if member is not None and exitcode == EX_RECYCLE:
+            # Its successor need not wait until it is gone.
+            member.leaving = True
+            self.change()
 
     def _on_over(self, pid: int, lost: Any) -> None:
         member = self.members.get(pid)

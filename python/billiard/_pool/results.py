@@ -191,8 +191,8 @@ class ApplyResult(metaclass=ABCMeta):
     def cancel(self) -> bool:
         """End the job: tasks that no worker has begun will not begin; workers that have are ended.
 
-        :returns: false if it was too late, or the pool cannot do that (threads, ``threads=False``).
-            Otherwise the outcome is Terminated.
+        :returns: false if it was too late: it is done, or its outcome is on the way; or if the pool
+            cannot do that (threads, ``threads=False``). Otherwise the outcome is Terminated.
 
         Ours.
         """

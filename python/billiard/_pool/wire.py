@@ -12,7 +12,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 
 from .. import exceptions
 from ..einfo import ExceptionInfo, RemoteTraceback
-from ..exceptions import Terminated
+from ..exceptions import SoftTimeLimitExceeded, Terminated
 from ..reduction import ForkingPickler
 from .constants import STRANGE, TASK, job_counter
 from .log import error
@@ -150,6 +150,17 @@ def unsent(exc: BaseException, value: object) -> ExceptionInfo:
     return ExceptionInfo((MaybeEncodingError, error, exc.__traceback__))
 
 
+def abridged(info: ExceptionInfo, refused: BaseException) -> ExceptionInfo:
+    """A failure that is too long to be sent, in some thousand characters."""
+    error = MaybeEncodingError(refused, info.type)
+    error.__cause__ = RemoteTraceback(f'\n"""\n{_abridge(info.traceback)}"""')
+    return ExceptionInfo((type(error), error, None), internal=info.internal)
+
+
+def _abridge(text: str) -> str:
+    return text if len(text) <= 2 * _SHORT else f"{text[:_SHORT]}\n...\n{text[-_SHORT:]}"
+
+
 class Unreadable:
     """Stands in for the function of a task that could not be decoded: it fails when called."""
 
@@ -234,6 +245,11 @@ def message_of(pid: int, pickled: bytes) -> Any:
 def timeout_error() -> BaseException:
     """What a caller gets that has waited long enough."""
     return exceptions.TimeoutError()
+
+
+def soft_limit() -> BaseException:
+    """What a task gets that has not begun before its soft limit."""
+    return SoftTimeLimitExceeded()
 
 
 def cancelled() -> ExceptionInfo:

@@ -32,6 +32,7 @@ from ..common import (
 )
 from ..compat import get_errno, mem_rss, send_offset
 from ..exceptions import SoftTimeLimitExceeded
+from ..reduction import ForkingPickler
 from . import wire
 from .constants import (
     ACK,
@@ -203,7 +204,12 @@ class Worker:
             self.after_fork()
         except BaseException as exc:
             if announces:
-                self.outq.put((UNFIT, (pid, wire.failure(exc))))
+                info = wire.failure(exc)
+                try:
+                    self.outq.put((UNFIT, (pid, info)))
+                except Exception as refused:
+                    # What it has with it is too much: its name and the traceback are not.
+                    self.outq.put((UNFIT, (pid, wire.abridged(info, refused))))
             raise
         if announces:
             self.outq.put((UP, (pid,)))
@@ -466,3 +472,21 @@ class Worker:
             return message
 
         return receive
+
+
+# A child that is not forked imports what its pickle names. For a plain worker that is not all of
+# the public module, and not what a shared value needs if nobody will read it.
+
+
+def _new_worker(*arguments: Any) -> Worker:
+    return Worker(*arguments)
+
+
+def _reduce_worker(worker: Worker) -> tuple[Any, ...]:
+    _, arguments, state = worker.__reduce__()
+    if getattr(worker.outq, "outlives_writer", False):
+        *arguments, _ = arguments
+    return _new_worker, tuple(arguments), state
+
+
+ForkingPickler.register(Worker, _reduce_worker)

@@ -14,6 +14,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
+use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyDict, PyTuple};
@@ -289,39 +290,62 @@ pub fn encode_outcome<R>(
 }
 
 /// What became of a task, as its caller sees it: whether it is a value, and the value or an
-/// ExceptionInfo. What cannot be decoded is a failure.
+/// ExceptionInfo. What cannot be decoded is a failure. An exception that is none (a signal's handler
+/// has raised it) is an error, and the outcome is given back for another time.
 pub fn decode_outcome<'py>(
     wire: &Bound<'py, PyAny>,
     outcome: Outcome,
-) -> PyResult<(bool, Bound<'py, PyAny>)> {
+) -> Result<(bool, Bound<'py, PyAny>), (PyErr, Outcome)> {
     let py = wire.py();
     let (success, body) = match outcome {
         Outcome::Sent(success, body) => (success, body),
         Outcome::Local(info) => {
-            let info = info.downcast_ref::<Py<PyAny>>();
-            let info = info.map_or_else(|| py.None(), |info| info.clone_ref(py));
+            let info = info.downcast::<Py<PyAny>>();
+            let info = info.map_or_else(|_| py.None(), |info| *info);
             return Ok((false, info.into_bound(py)));
         }
     };
-    let (size, decoded) = match body {
-        Body::Short(len, bytes) => (len.into(), unpickle(wire, &bytes[..len.into()])),
-        Body::Pickle(bytes) => (bytes.len(), unpickle(wire, &bytes)),
-        Body::Extent(taken) => (taken.len(), payload::unpickle(py, Source::Extent(taken))),
-        Body::Copied(bytes) => (bytes.len(), payload::unpickle(py, Source::Heap(bytes))),
+    let (size, decoded, body) = match body {
+        Body::Short(len, bytes) => {
+            let decoded = unpickle(wire, &bytes[..len.into()]);
+            (len.into(), decoded, Some(body))
+        }
+        Body::Pickle(bytes) => {
+            let decoded = unpickle(wire, &bytes);
+            (bytes.len(), decoded, Some(Body::Pickle(bytes)))
+        }
+        Body::Extent(taken) => {
+            let size = taken.len();
+            (size, payload::unpickle(py, Source::Extent(taken)), None)
+        }
+        Body::Copied(bytes) => {
+            let size = bytes.len();
+            (size, payload::unpickle(py, Source::Heap(bytes)), None)
+        }
     };
-    match decoded {
-        Ok(value) => Ok((success, value)),
-        Err(error) => {
-            let error = error.into_value(py);
-            let info = wire.call_method1(intern!(py, "undecodable"), (error, size))?;
-            Ok((false, info))
+    let error = match decoded {
+        Ok(value) => return Ok((success, value)),
+        Err(error) => error,
+    };
+    let passing = !error.is_instance_of::<PyException>(py);
+    if passing && let Some(body) = body {
+        return Err((error, Outcome::Sent(success, body)));
+    }
+    let cause = error.clone_ref(py).into_value(py);
+    match wire.call_method1(intern!(py, "undecodable"), (cause, size)) {
+        Ok(info) if passing => Err((error, local(&info))),
+        Ok(info) => Ok((false, info)),
+        Err(other) => {
+            let info = failure(wire, error);
+            let info = info.unwrap_or_else(|_| py.None().into_bound(py));
+            Err((other, local(&info)))
         }
     }
 }
 
 /// A failure that was found in this process.
 pub fn local(info: &Bound<'_, PyAny>) -> Outcome {
-    Outcome::Local(Arc::new(info.clone().unbind()))
+    Outcome::Local(Box::new(info.clone().unbind()))
 }
 
 /// The exception that is being handled, or `error`, as an ExceptionInfo.

@@ -48,11 +48,14 @@ impl PoolEngine {
         self.wire.bind(py)
     }
 
-    fn keep(&self, pool: &Bound<'_, PyAny>) {
+    /// Whether that is news.
+    fn keep(&self, pool: &Bound<'_, PyAny>) -> bool {
         let mut keeps = self.keeps.lock();
-        if keeps.is_none() {
+        let news = keeps.is_none();
+        if news {
             *keeps = Some(pool.clone().unbind());
         }
+        news
     }
 
     pub(super) fn kept(&self, py: Python<'_>) -> Option<Py<PyAny>> {
@@ -138,6 +141,8 @@ impl PoolEngine {
         (gained.drained, gained.room) = (true, true);
         hub.follow_up(&gained);
         hub.announce_outcomes();
+        // Perhaps that was the last: whoever has waited for it will not look any more.
+        self.let_go();
         Ok(())
     }
 
@@ -185,6 +190,11 @@ impl PoolEngine {
         this.keep(pool);
         let task = this.submit(Owner::Cell(cell.clone()), func, args, kwargs, (0.0, 0.0))?;
         cell.set_task(task);
+        // Another thread may have found no tasks, and let go, while this one was encoded; or it was
+        // never one.
+        if this.keep(pool) || task == 0 {
+            this.let_go();
+        }
         Ok(PoolResult::new(slf.clone().unbind(), cell))
     }
 
@@ -340,8 +350,11 @@ impl PoolEngine {
         let tasks = this.hub()?.state().of_callers();
         for task in tasks {
             let (cancelled, owner) = this.hub()?.state().cancel(task);
-            if let (Some(Owner::Cell(cell)), false) = (&owner, cancelled == Cancelled::TooLate) {
-                unfinished.push(PoolResult::new(slf.clone().unbind(), cell.clone()));
+            if matches!(owner, Some(Owner::Cell(_))) && cancelled != Cancelled::TooLate {
+                // The caller has a result of its own.
+                let cell = Arc::new(Cell::default());
+                drop(cell.set(calls::local(info)));
+                unfinished.push(PoolResult::new(slf.clone().unbind(), cell));
             }
             this.fail(owner.into_iter().collect(), info)?;
         }
@@ -359,8 +372,14 @@ impl PoolEngine {
     /// The shared memory of the next worker.
     fn lane(&self) -> PyResult<PoolLane> {
         let hub = self.hub()?;
-        let index = hub.state().vacancy();
-        PoolLane::create(hub, index)
+        let index = hub.state().reserve();
+        PoolLane::create(hub, index).inspect_err(|_| hub.state().release(index))
+    }
+
+    /// No worker has been started with it.
+    fn forgo(&self, lane: &PoolLane) -> PyResult<()> {
+        self.hub()?.state().release(lane.index().into());
+        Ok(())
     }
 
     /// A worker has been started with `lane`: `sentinel` becomes readable when it ends.
@@ -378,12 +397,16 @@ impl PoolEngine {
 
     /// Has a worker take no more tasks, and exit; false if it is at one.
     fn retire(&self, index: usize, even_if_busy: bool) -> PyResult<bool> {
-        Ok(self.hub()?.state().retire(index, even_if_busy))
+        let hub = self.hub()?;
+        hub.drain(); // whose outcome has come is not busy any more
+        Ok(hub.state().retire(index, even_if_busy))
     }
 
     /// Whether a worker is at a task.
     fn is_busy(&self, index: usize) -> PyResult<bool> {
-        Ok(self.hub()?.state().is_busy(index))
+        let hub = self.hub()?;
+        hub.drain();
+        Ok(hub.state().is_busy(index))
     }
 
     /// Decides that what a worker is at will not be finished; false if it is at nothing.
@@ -438,7 +461,10 @@ impl PoolEngine {
                 .into_pyobject(py)?
                 .into_any(),
             Mail::Ready(job, i, outcome) => {
-                let outcome = calls::decode_outcome(wire, outcome)?;
+                let outcome = calls::decode_outcome(wire, outcome).or_else(|(error, _)| {
+                    // No signal's handler runs in this thread: it is the outcome's own.
+                    calls::failure(wire, error).map(|info| (false, info))
+                })?;
                 (READY, (job, number(i), outcome, py.None()))
                     .into_pyobject(py)?
                     .into_any()

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
+use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyList;
@@ -22,11 +23,19 @@ use crate::sys::fork::Kept;
 pub struct PoolResult {
     engine: Py<PoolEngine>,
     cell: Kept<Arc<Cell>>,
-    /// The outcome, decoded: whether it is a value, and the value or an ExceptionInfo. The mutex is
-    /// held for an instant and with the GIL.
-    outcome: Mutex<Option<(bool, Py<PyAny>)>>,
+    /// The mutex is held for an instant and with the GIL.
+    decoded: Mutex<Decoded>,
     /// Its number, once somebody has asked.
     job: Mutex<Option<i64>>,
+}
+
+/// The outcome: whether it is a value, and the value or an ExceptionInfo; nothing before it has been
+/// decoded. All zeros is nothing, too, which is what the garbage collector sees of a result that is
+/// just being made.
+#[derive(Default)]
+struct Decoded {
+    success: bool,
+    value: Option<Py<PyAny>>,
 }
 
 impl PoolResult {
@@ -34,7 +43,7 @@ impl PoolResult {
         Self {
             engine,
             cell: Kept::new(cell),
-            outcome: Mutex::new(None),
+            decoded: Mutex::default(),
             job: Mutex::new(None),
         }
     }
@@ -55,33 +64,50 @@ impl PoolResult {
         Ok(cell.is_done())
     }
 
-    /// The outcome, which must be there.
-    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
-        if let Some((success, value)) = &*self.outcome.lock() {
-            return Ok((*success, value.bind(py).clone()));
-        }
-        let sent = self.cell()?.take();
-        let Some(sent) = sent else {
-            // Another thread is decoding it: it will not be long.
-            return self.decoded_elsewhere(py);
-        };
-        let (success, value) = calls::decode_outcome(self.engine.get().wire(py), sent)?;
-        *self.outcome.lock() = Some((success, value.clone().unbind()));
-        Ok((success, value))
+    /// The outcome if it has been decoded.
+    fn decoded<'py>(&self, py: Python<'py>) -> Option<(bool, Bound<'py, PyAny>)> {
+        let decoded = self.decoded.lock();
+        let value = decoded.value.as_ref()?;
+        Some((decoded.success, value.bind(py).clone()))
     }
 
-    fn decoded_elsewhere<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
+    fn is_decoded(&self) -> bool {
+        self.decoded.lock().value.is_some()
+    }
+
+    fn keep(&self, success: bool, value: &Bound<'_, PyAny>) {
+        let value = Some(value.clone().unbind());
+        let before = std::mem::replace(&mut *self.decoded.lock(), Decoded { success, value });
+        drop(before);
+    }
+
+    /// The outcome, which must be there.
+    fn outcome<'py>(&self, py: Python<'py>) -> PyResult<(bool, Bound<'py, PyAny>)> {
         loop {
-            if let Some((success, value)) = &*self.outcome.lock() {
-                return Ok((*success, value.bind(py).clone()));
+            if let Some(outcome) = self.decoded(py) {
+                return Ok(outcome);
             }
+            if let Some(sent) = self.cell()?.take() {
+                let wire = self.engine.get().wire(py);
+                return match calls::decode_outcome(wire, sent) {
+                    Ok((success, value)) => {
+                        self.keep(success, &value);
+                        Ok((success, value))
+                    }
+                    Err((error, sent)) => {
+                        self.cell()?.put_back(sent);
+                        Err(error)
+                    }
+                };
+            }
+            // Another thread is decoding it: it will not be long.
             py.detach(|| std::thread::sleep(std::time::Duration::from_millis(1)));
             py.check_signals()?;
         }
     }
 
     fn wait_for(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
-        if self.outcome.lock().is_some() {
+        if self.is_decoded() {
             return Ok(true);
         }
         let cell = self.cell()?;
@@ -109,6 +135,18 @@ impl PoolResult {
 
 #[pymethods]
 impl PoolResult {
+    /// An outcome that was raised knows the frame that asked, and that its result. What breaks such
+    /// a circle is the frame: a result that is cleared would have its caller wait for ever.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        match self.decoded.try_lock() {
+            Some(decoded) => decoded
+                .value
+                .as_ref()
+                .map_or(Ok(()), |value| visit.call(value)),
+            None => Ok(()),
+        }
+    }
+
     /// Wait for the outcome: return the value or raise the task's exception.
     ///
     /// :param timeout: seconds to wait at most.
@@ -137,7 +175,7 @@ impl PoolResult {
 
     /// Whether there is an outcome.
     fn ready(&self) -> PyResult<bool> {
-        Ok(self.outcome.lock().is_some() || self.look()?)
+        Ok(self.is_decoded() || self.look()?)
     }
 
     /// Whether the outcome is a value.
@@ -159,7 +197,8 @@ impl PoolResult {
 
     /// End the task: if no worker has begun with it, none will; the worker that has is ended.
     ///
-    /// :returns: false if it was too late for that. Otherwise the outcome is Terminated.
+    /// :returns: false if it was too late for that: it is done, or its outcome is on the way.
+    ///     Otherwise the outcome is Terminated.
     fn cancel(&self, py: Python<'_>) -> PyResult<bool> {
         if self.look()? {
             return Ok(false);
@@ -187,7 +226,7 @@ impl PoolResult {
         drop(task);
         let (success, value) = outcome;
         if !cell.is_done() && success {
-            *self.outcome.lock() = Some((success, value.clone().unbind()));
+            self.keep(success, &value);
         }
         drop(cell.set(calls::local(&value)));
         engine.hub()?.announce_outcomes();

@@ -7,10 +7,12 @@ use pyo3::exceptions::PyStopIteration;
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::PyIterator;
+use pyo3::{PyTraverseError, PyVisit};
 
 use super::calls;
 use super::engine::PoolEngine;
 use crate::pool::jobs::{Next, Sequence};
+use crate::pool::message::Outcome;
 use crate::py::block::Deadline;
 use crate::sys::fork::Kept;
 
@@ -26,10 +28,17 @@ pub struct PoolSequence {
     job: Mutex<Option<i64>>,
 }
 
+struct Feed {
+    func: Py<PyAny>,
+    items: Py<PyIterator>,
+    /// An item that has been read and not become a task: a signal's handler has raised.
+    left: Option<Py<PyAny>>,
+}
+
 /// What tasks are made of. The mutex is held for an instant and with the GIL; who feeds takes it out.
 #[derive(Default)]
 struct Source {
-    feed: Option<(Py<PyAny>, Py<PyIterator>)>,
+    feed: Option<Feed>,
     /// Tasks submitted so far.
     count: u64,
     /// Results taken so far.
@@ -57,19 +66,24 @@ impl PoolSequence {
     fn submit(&self, py: Python<'_>, tasks: usize, bytes: usize) -> PyResult<bool> {
         let engine = self.engine.get();
         let shared = self.shared()?;
-        let Some((func, items)) = self.source.lock().feed.take() else {
+        let Some(feed) = self.source.lock().feed.take() else {
             return Ok(true);
         };
-        let (func, mut items) = (func.into_bound(py), items.into_bound(py));
+        let (func, mut items) = (feed.func.into_bound(py), feed.items.into_bound(py));
+        let mut left = feed.left.map(|item| item.into_bound(py));
+        let again = |func: Bound<'_, PyAny>, items: Bound<'_, PyIterator>, left| {
+            let (func, items) = (func.unbind(), items.unbind());
+            self.source.lock().feed = Some(Feed { func, items, left });
+        };
         loop {
             let count = {
                 let source = self.source.lock();
                 let full = source
                     .buffer
-                    .is_some_and(|most| source.count - source.taken >= most);
+                    .is_some_and(|most| source.count.saturating_sub(source.taken) >= most);
                 if full {
                     drop(source);
-                    self.source.lock().feed = Some((func.unbind(), items.unbind()));
+                    again(func, items, left.map(Bound::unbind));
                     return Ok(false);
                 }
                 source.count
@@ -80,22 +94,31 @@ impl PoolSequence {
                     return Ok(true);
                 }
                 if !engine.hub()?.state().has_room(tasks, bytes) {
-                    self.source.lock().feed = Some((func.unbind(), items.unbind()));
+                    again(func, items, left.map(Bound::unbind));
                     return Ok(false);
                 }
             }
-            match items.next() {
-                Some(Ok(item)) => {
-                    self.source.lock().count = count + 1;
-                    engine.put_item(self, count, &func, &item)?;
-                }
+            match left.take().map(Ok).or_else(|| items.next()) {
+                Some(Ok(item)) => match engine.put_item(self, count, &func, &item) {
+                    Ok(()) => self.source.lock().count = count + 1,
+                    // The pool takes no more tasks.
+                    Err(error) if error.is_instance_of::<pyo3::exceptions::PyException>(py) => {
+                        let info = calls::failure(engine.wire(py), error)?;
+                        self.fail_at(count, &info)?;
+                        return Ok(true);
+                    }
+                    Err(error) => {
+                        again(func, items, Some(item.unbind()));
+                        return Err(error);
+                    }
+                },
                 Some(Err(error)) if error.is_instance_of::<pyo3::exceptions::PyException>(py) => {
                     let info = calls::failure(engine.wire(py), error)?;
                     self.fail_at(count, &info)?;
                     return Ok(true);
                 }
                 Some(Err(error)) => {
-                    self.source.lock().feed = Some((func.unbind(), items.unbind()));
+                    again(func, items, None);
                     return Err(error);
                 }
                 None => {
@@ -118,12 +141,30 @@ impl PoolSequence {
 
 #[pymethods]
 impl PoolSequence {
+    /// A generator of items may know what comes of them.
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        if let Some(source) = self.source.try_lock()
+            && let Some(feed) = &source.feed
+        {
+            visit.call(&feed.func)?;
+            visit.call(&feed.items)?;
+            visit.call(&feed.left)?;
+        }
+        Ok(())
+    }
+
+    fn __clear__(&self) {
+        let feed = self.source.lock().feed.take();
+        drop(feed);
+    }
+
     /// What :meth:`feed` submits: `func(item)` for the items. With `buffer`, at most so many are
     /// ahead of the results that have been taken, and `next` submits one for each that it takes.
     #[pyo3(signature = (func, items, buffer=None))]
     fn begin(&self, func: Py<PyAny>, items: Py<PyIterator>, buffer: Option<u64>) {
         let mut source = self.source.lock();
-        source.feed = Some((func, items));
+        let left = None;
+        source.feed = Some(Feed { func, items, left });
         source.buffer = buffer;
     }
 
@@ -144,8 +185,16 @@ impl PoolSequence {
         loop {
             match shared.next() {
                 Next::Item(outcome) => {
-                    self.taken(py)?;
-                    let (success, value) = calls::decode_outcome(engine.wire(py), outcome)?;
+                    // Whatever a signal's handler raises now, the item is not lost.
+                    if let Err(error) = self.taken(py) {
+                        self.not_taken(outcome);
+                        return Err(error);
+                    }
+                    let decoded = calls::decode_outcome(engine.wire(py), outcome);
+                    let (success, value) = decoded.map_err(|(error, outcome)| {
+                        self.not_taken(outcome);
+                        error
+                    })?;
                     if success {
                         return Ok(value);
                     }
@@ -159,6 +208,7 @@ impl PoolSequence {
                 }
                 Next::NotYet => {
                     engine.hub()?.drain();
+                    engine.let_go();
                     if shared.has_next() {
                         continue;
                     }
@@ -183,8 +233,21 @@ impl PoolSequence {
 
     /// Whether all results have arrived.
     fn ready(&self) -> PyResult<bool> {
-        self.engine.get().hub()?.drain();
+        let engine = self.engine.get();
+        engine.hub()?.drain();
+        engine.let_go();
         Ok(self.shared()?.is_ended())
+    }
+
+    /// No more tasks can be made: an ExceptionInfo in the place of the next, then the end.
+    #[pyo3(name = "_fail")]
+    fn fail(&self, info: &Bound<'_, PyAny>) -> PyResult<()> {
+        let (feed, count) = {
+            let mut source = self.source.lock();
+            (source.feed.take(), source.count)
+        };
+        drop(feed);
+        self.fail_at(count, info)
     }
 
     /// Forget the job.
@@ -211,6 +274,15 @@ impl PoolSequence {
 }
 
 impl PoolSequence {
+    fn not_taken(&self, outcome: Outcome) {
+        let mut source = self.source.lock();
+        source.taken = source.taken.saturating_sub(1);
+        drop(source);
+        if let Some(shared) = self.shared.get() {
+            shared.put_back(outcome);
+        }
+    }
+
     /// A result has been taken: there may be room for a task.
     fn taken(&self, py: Python<'_>) -> PyResult<()> {
         let mut source = self.source.lock();

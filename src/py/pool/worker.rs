@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::{PyException, PyKeyboardInterrupt, PyRuntimeError, PySystemExit};
+use pyo3::exceptions::{
+    PyException, PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyValueError,
+};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
@@ -28,15 +30,16 @@ const VIEWS: usize = 16;
 
 /// The task whose function runs in this process, 0 if none does. Process-local.
 static RUNNING: AtomicU64 = AtomicU64::new(0);
-/// The station of this process, if it is a worker.
-static STATION: OnceLock<(u32, Arc<Station>)> = OnceLock::new();
+/// The station of this process, if it is a worker. One that a worker has forked, for a pool of its
+/// own, inherits that worker's. The mutex is held for an instant and with the GIL.
+static STATION: Mutex<Option<(u32, Arc<Station>)>> = Mutex::new(None);
 
 /// Whether the soft limit of the task that runs here has passed. For the signal's handler: a signal
 /// that comes late must not hit the next task.
 #[pyfunction]
 pub(super) fn soft_limit_passed() -> bool {
     let running = RUNNING.load(Ordering::SeqCst);
-    match STATION.get() {
+    match &*STATION.lock() {
         Some((pid, station)) if *pid == fork::pid() => running != 0 && station.soft() == running,
         _ => false,
     }
@@ -93,7 +96,9 @@ impl PoolLane {
         self.station.get_or_init(|| {
             let (common, lane) = (self.common.clone(), self.lane.clone());
             let station = Arc::new(Station::new(common, lane, self.index, self.kick));
-            let _ = STATION.set((fork::pid(), station.clone()));
+            let before = STATION.lock().replace((fork::pid(), station.clone()));
+            // It is of another process: nothing of it is given back here.
+            std::mem::forget(before);
             station
         })
     }
@@ -255,6 +260,21 @@ impl<'py> Serving<'py> {
         self.fired.get_item(0)?.is_truthy()
     }
 
+    fn call(&self, work: &Work<'py>) -> PyResult<Bound<'py, PyAny>> {
+        if soft_limit_passed() {
+            // While the task was decoded, when the signal's handler had nothing to do yet.
+            let error = self
+                .wire
+                .call_method0(intern!(self.wire.py(), "soft_limit"))?;
+            return Err(PyErr::from_value(error));
+        }
+        let value = work.call()?;
+        match &self.prepare {
+            Some(prepare) => prepare.call1((value,)),
+            None => Ok(value),
+        }
+    }
+
     /// Calls a task: its outcome, and the exception that ends the worker, if it does.
     fn run(
         &self,
@@ -268,13 +288,9 @@ impl<'py> Serving<'py> {
         }
         let called = work.and_then(|work| {
             RUNNING.store(task, Ordering::SeqCst);
-            let result = work.call();
+            let result = self.call(&work);
             RUNNING.store(0, Ordering::SeqCst);
-            let value = result?;
-            match &self.prepare {
-                Some(prepare) => prepare.call1((value,)),
-                None => Ok(value),
-            }
+            result
         });
         match called {
             Ok(value) => Ok((true, value, None)),
@@ -333,8 +349,11 @@ impl PoolLane {
         self.lane.segment().close();
     }
 
-    /// Sends a message that belongs to no task, pickled.
+    /// Sends a message that belongs to no task, pickled. ValueError if it is too long for the ring.
     fn send(&self, py: Python<'_>, message: &Bound<'_, PyBytes>) -> PyResult<()> {
+        if !Station::fits(message.as_bytes().len()) {
+            return Err(PyValueError::new_err("a message of the worker is too long"));
+        }
         self.report(py, record::OTHER, &[message.as_bytes()])
     }
 

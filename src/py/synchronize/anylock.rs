@@ -81,6 +81,14 @@ impl AnyLock {
         }
     }
 
+    /// Whether it could be acquired just now, as far as is known. Needs no GIL.
+    pub fn seems_free(&self) -> bool {
+        match self {
+            Self::Ours(lock) => lock.get().parts().is_ok_and(|parts| parts.value() > 0),
+            Self::Other(_) => true,
+        }
+    }
+
     /// Whether this thread holds it.
     pub fn is_mine(&self, py: Python<'_>) -> PyResult<bool> {
         match self {

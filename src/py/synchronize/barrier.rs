@@ -16,6 +16,7 @@ use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::py::late::Late;
+use crate::sys::cpu::many_cpus;
 use crate::sys::fork;
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::LineRef;
@@ -70,7 +71,7 @@ impl Parts {
             Part::Wait => {
                 let look = || words.look(arrival);
                 let sleep = |left| words.wait(arrival, left, runs);
-                let waited = wait_for(py, deadline, &self.spinner, look, sleep);
+                let waited = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep);
                 if waited.is_err() {
                     words.withdraw(arrival);
                 }

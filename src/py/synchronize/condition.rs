@@ -17,7 +17,11 @@ use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::py::late::Late;
+use crate::sys::cpu;
 use crate::sys::memory::LineRef;
+
+/// The word of its line where who last notified was.
+const WHERE: usize = condition::WORDS;
 
 #[derive(Debug)]
 struct Parts {
@@ -81,9 +85,11 @@ impl Parts {
 
     fn wait(&self, py: Python<'_>, ticket: Ticket, deadline: Deadline) -> PyResult<bool> {
         let words = self.words();
-        let look = || words.go(ticket).then_some(true);
+        // Not before the lock can be had: waiting for it would be a second wait.
+        let look = || (self.lock.seems_free() && words.go(ticket)).then_some(true);
         let sleep = |left| words.wait(ticket, left);
-        let notified = wait_for(py, deadline, &self.spinner, look, sleep);
+        let elsewhere = || cpu::is_elsewhere(&self.line[WHERE]);
+        let notified = wait_for(py, deadline, &self.spinner, elsewhere, look, sleep);
         if notified.is_err() {
             words.leave(ticket);
         }
@@ -92,6 +98,7 @@ impl Parts {
 
     fn notify(&self, py: Python<'_>, n: u32) -> PyResult<()> {
         self.check_mine(py)?;
+        cpu::note(&self.line[WHERE]);
         let count = self.words().notify(n);
         match &self.lock {
             _ if count == 0 => {}

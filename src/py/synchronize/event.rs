@@ -14,9 +14,12 @@ use crate::ipc::spin::Spinner;
 use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
+use crate::sys::cpu;
 use crate::sys::memory::LineRef;
 
 const WORD: usize = 0;
+/// where who last set it was
+const WHERE: usize = 1;
 
 /// A flag that processes wait for. *Process-shared* word; a forked child inherits it.
 #[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
@@ -96,6 +99,7 @@ impl Event {
 
     /// Sets it and lets all waiters go.
     fn set(&self) -> PyResult<()> {
+        cpu::note(&self.parts()?.line[WHERE]);
         event::set(self.word()?);
         Ok(())
     }
@@ -117,6 +121,8 @@ impl Event {
         let deadline = Deadline::after(timeout)?;
         let look = || event::happened(word, since).then_some(true);
         let sleep = |left| event::wait(word, since, left);
-        wait_for(py, deadline, &self.parts()?.spinner, look, sleep)
+        let parts = self.parts()?;
+        let elsewhere = || cpu::is_elsewhere(&parts.line[WHERE]);
+        wait_for(py, deadline, &parts.spinner, elsewhere, look, sleep)
     }
 }

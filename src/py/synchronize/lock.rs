@@ -13,6 +13,7 @@ use crate::ipc::owned::{self, Got};
 use crate::ipc::semaphore;
 use crate::ipc::spin::Spinner;
 use crate::py::block::Deadline;
+use crate::sys::cpu::many_cpus;
 use crate::sys::fork::ForkLock;
 use crate::sys::memory::LineRef;
 use crate::sys::{clock, fork, life};
@@ -218,7 +219,7 @@ impl Parts {
         if self.kind == Kind::Semaphore {
             let look = || semaphore::try_acquire(word).then_some(true);
             let sleep = |left| semaphore::wait(word, left);
-            let got = wait_for(py, deadline, &self.spinner, look, sleep)?;
+            let got = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep)?;
             if got {
                 self.note_acquired();
             }
@@ -232,7 +233,7 @@ impl Parts {
         let me = life::me();
         let look = || owned::try_acquire(word, me).then_some(Got::Free);
         let sleep = |left| owned::wait(word, me, left, life::runs);
-        let got = wait_for(py, deadline, &self.spinner, look, sleep)?;
+        let got = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep)?;
         self.note_got(got)
     }
 

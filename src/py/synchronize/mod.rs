@@ -17,14 +17,15 @@ use pyo3::prelude::*;
 
 use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
-use crate::sys::cpu::many_cpus;
 
 /// Waits without the GIL for what `look` finds: looks on for a moment where that has paid lately,
-/// then sleeps.
+/// then sleeps. `elsewhere` says whether what is waited for can happen meanwhile, on another
+/// processor.
 fn wait_for<T: Send>(
     py: Python<'_>,
     deadline: Deadline,
     spinner: &Spinner,
+    elsewhere: impl Fn() -> bool + Send + Sync,
     mut look: impl FnMut() -> Option<T> + Send,
     mut sleep: impl FnMut(Option<Duration>) -> nix::Result<T> + Send,
 ) -> PyResult<T> {
@@ -33,7 +34,7 @@ fn wait_for<T: Send>(
         let found = if at_once {
             None
         } else {
-            spinner.spin(many_cpus, &mut look)
+            spinner.spin(&elsewhere, &mut look)
         };
         found.map_or_else(|| sleep(left), Ok)
     })

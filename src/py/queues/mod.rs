@@ -1,0 +1,379 @@
+//! Queues: under `billiard/queues.py`.
+//!
+//! ```text
+//!  put ──encode──┬─ room in the ring, nothing waits ─────────────► ring ──► get ──decode──►
+//!                └─ else: outbox ──(a thread, without the GIL)──►
+//! ```
+//! Nothing is decoded and no Python object is made but `bytes` and `bytearray` while a lock of the
+//! ring is held: making others can run the garbage collector, and that any code.
+
+mod long;
+mod message;
+mod mover;
+mod parts;
+
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
+
+use nix::errno::Errno;
+use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList, PyTuple};
+
+use self::message::Message;
+use self::mover::Mover;
+use self::parts::{Parts, SHORT};
+use super::block::{Deadline, block_on};
+use super::error::os_error;
+use super::heap;
+use crate::ipc::channel::{Channel, Put};
+use crate::ipc::fifo::{self, At, bell};
+use crate::sys::fork;
+
+pyo3::import_exception!(queue, Full);
+
+/// A queue for many processes. *Process-shared* ring; the object, and what it has put that is not
+/// in the ring yet, is *process-local*. A forked child inherits the object and nothing that its
+/// parent still has to move.
+#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
+pub struct Queue {
+    parts: OnceLock<Parts>,
+}
+
+fn deadline(block: Option<&Bound<'_, PyAny>>, timeout: Option<f64>) -> PyResult<Deadline> {
+    match block {
+        Some(block) if !block.is_truthy()? => Deadline::after(Some(0.0)),
+        _ => Deadline::after(timeout),
+    }
+}
+
+impl Queue {
+    #[inline]
+    fn parts(&self) -> PyResult<&Parts> {
+        self.parts
+            .get()
+            .ok_or_else(|| PyRuntimeError::new_err("__init__ of the queue was not called"))
+    }
+
+    #[inline]
+    fn open_parts<'a>(slf: &'a Bound<'_, Self>) -> PyResult<&'a Parts> {
+        let parts = slf.get().parts()?;
+        if parts.is_closed() {
+            let text = format!("Queue {} is closed", slf.repr()?);
+            return Err(PyValueError::new_err(text));
+        }
+        Ok(parts)
+    }
+
+    fn set_parts(&self, channel: Channel) -> PyResult<()> {
+        if self.parts.set(Parts::new(channel)).is_err() {
+            return Err(PyRuntimeError::new_err("queue is already initialised"));
+        }
+        Ok(())
+    }
+
+    /// The first time that something has to wait for room, in each process.
+    #[cold]
+    fn note_thread(slf: &Bound<'_, Self>, parts: &Parts) -> PyResult<()> {
+        let now = fork::generation() + 1;
+        if parts.started.swap(now, Ordering::Relaxed) != now {
+            slf.call_method0("_start_thread")?;
+        }
+        Ok(())
+    }
+
+    /// The message for an object; `None` if it cannot be pickled, which the hook has been told.
+    fn encode(
+        slf: &Bound<'_, Self>,
+        parts: &Parts,
+        obj: &Bound<'_, PyAny>,
+    ) -> PyResult<Option<Message>> {
+        match Message::new(obj, &parts.channel) {
+            Ok(message) => Ok(Some(message)),
+            Err(error) if error.is_instance_of::<PyException>(slf.py()) => {
+                let hook = "_on_queue_feeder_error";
+                slf.call_method1(hook, (error.into_value(slf.py()), obj))?;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[pymethods]
+impl Queue {
+    #[new]
+    #[pyo3(signature = (*_args, **_kwargs))]
+    fn new(_args: &Bound<'_, PyTuple>, _kwargs: Option<&Bound<'_, PyDict>>) -> Self {
+        Self {
+            parts: OnceLock::new(),
+        }
+    }
+
+    /// Makes an object without parts a new queue for at most `limit` messages (0: any number).
+    fn _set_up(&self, limit: u32) -> PyResult<()> {
+        self.set_parts(Channel::create(limit).map_err(os_error)?)
+    }
+
+    /// Makes an object without parts the queue in this block: what unpickling does. Takes the
+    /// descriptors over.
+    fn _adopt(&self, block: &heap::Block, reader: i32, writer: i32) -> PyResult<()> {
+        let channel = Channel::adopt(Arc::clone(&block.block), reader, writer);
+        self.set_parts(channel.map_err(os_error)?)
+    }
+
+    /// Sets the two functions that pickle and unpickle what is not plain.
+    #[staticmethod]
+    fn _pickle_with(py: Python<'_>, dumps: Py<PyAny>, loads: Py<PyAny>) {
+        message::pickle_with(py, dumps, loads);
+    }
+
+    /// The block of shared memory that the queue is in.
+    #[getter]
+    fn _block(&self) -> PyResult<heap::Block> {
+        Ok(heap::Block {
+            block: Arc::clone(&self.parts()?.channel.memory.block),
+        })
+    }
+
+    #[getter]
+    fn _closed(&self) -> PyResult<bool> {
+        Ok(self.parts()?.is_closed())
+    }
+
+    #[setter(_closed)]
+    fn set_closed(&self, closed: bool) -> PyResult<()> {
+        let now = if closed { fork::generation() + 1 } else { 0 };
+        self.parts()?.closed.store(now, Ordering::Relaxed);
+        Ok(())
+    }
+
+    #[pyo3(signature = (obj, block=None, timeout=None),
+           text_signature = "($self, obj, block=True, timeout=None)")]
+    fn put(
+        slf: &Bound<'_, Self>,
+        obj: &Bound<'_, PyAny>,
+        block: Option<&Bound<'_, PyAny>>,
+        timeout: Option<f64>,
+    ) -> PyResult<()> {
+        let parts = Self::open_parts(slf)?;
+        let py = slf.py();
+        let mut until = Deadline::Never;
+        if parts.channel.limit() != 0 {
+            until = deadline(block, timeout)?;
+            if parts.is_full() && !parts.wait_for_place(py, until)? {
+                return Err(Full::new_err(()));
+            }
+        }
+        let Some(message) = Self::encode(slf, parts, obj)? else {
+            return Ok(());
+        };
+        loop {
+            match parts.put_one(py, &message)? {
+                Put::Done => {
+                    message.sent();
+                    return Ok(());
+                }
+                Put::NoRoom => {
+                    message.sent();
+                    return Self::note_thread(slf, parts);
+                }
+                Put::Full => {
+                    if !parts.wait_for_place(py, until)? {
+                        return Err(Full::new_err(()));
+                    }
+                }
+            }
+        }
+    }
+
+    #[pyo3(signature = (block=None, timeout=None),
+           text_signature = "($self, block=True, timeout=None)")]
+    fn get<'py>(
+        slf: &Bound<'py, Self>,
+        block: Option<&Bound<'py, PyAny>>,
+        timeout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let parts = Self::open_parts(slf)?;
+        let py = slf.py();
+        let until = deadline(block, timeout)?;
+        let mut short = [0; SHORT];
+        loop {
+            if let Some(raw) = parts.take_one(py, until, &mut short)? {
+                return raw.decode(py, &short);
+            }
+            parts.wait_or_empty(py, until)?;
+        }
+    }
+
+    #[pyo3(signature = (objects, block=None, timeout=None),
+           text_signature = "($self, objects, block=True, timeout=None)")]
+    fn put_many(
+        slf: &Bound<'_, Self>,
+        objects: &Bound<'_, PyAny>,
+        block: Option<&Bound<'_, PyAny>>,
+        timeout: Option<f64>,
+    ) -> PyResult<usize> {
+        let parts = Self::open_parts(slf)?;
+        let py = slf.py();
+        let until = deadline(block, timeout)?;
+        let mut messages = Vec::new();
+        for object in objects.try_iter()? {
+            messages.extend(Self::encode(slf, parts, &object?)?);
+        }
+        let all = messages.len();
+        while !messages.is_empty() {
+            let put = parts.put_run(py, &messages)?;
+            messages.drain(..put).for_each(Message::sent);
+            let Some(next) = messages.first() else { break };
+            match parts.put_one(py, next)? {
+                Put::Done => messages.remove(0).sent(),
+                Put::NoRoom => {
+                    messages.remove(0).sent();
+                    Self::note_thread(slf, parts)?;
+                }
+                Put::Full if parts.wait_for_place(py, until)? => {}
+                Put::Full if messages.len() == all => return Err(Full::new_err(())),
+                Put::Full => break,
+            }
+        }
+        Ok(all - messages.len())
+    }
+
+    #[pyo3(signature = (most=None, block=None, timeout=None),
+           text_signature = "($self, most=None, block=True, timeout=None)")]
+    fn get_many<'py>(
+        slf: &Bound<'py, Self>,
+        most: Option<usize>,
+        block: Option<&Bound<'py, PyAny>>,
+        timeout: Option<f64>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let parts = Self::open_parts(slf)?;
+        let py = slf.py();
+        let until = deadline(block, timeout)?;
+        let found = PyList::empty(py);
+        if most == Some(0) {
+            return Ok(found);
+        }
+        loop {
+            let taken = parts.take(py, until, most.unwrap_or(usize::MAX))?;
+            if taken.is_empty() {
+                parts.wait_or_empty(py, until)?;
+                continue;
+            }
+            for raw in taken {
+                found.append(raw.decode(py, &[0; SHORT])?)?;
+            }
+            return Ok(found);
+        }
+    }
+
+    /// How many objects there are.
+    fn qsize(&self) -> PyResult<u32> {
+        Ok(self.parts()?.channel.len())
+    }
+
+    /// Whether there are none, also in this process's closed queue.
+    fn _is_empty(&self) -> PyResult<bool> {
+        Ok(self.parts()?.channel.is_empty())
+    }
+
+    fn full(&self) -> PyResult<bool> {
+        Ok(self.parts()?.is_full())
+    }
+
+    /// Waits until there is something to take.
+    #[pyo3(signature = (timeout=None))]
+    fn _wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
+        let parts = self.parts()?;
+        Ok(!fifo::is_empty(&parts.channel.memory)
+            || parts.wait_for_item(py, Deadline::after(timeout)?)?
+            || parts.is_on_its_way(py)?)
+    }
+
+    // ---- tasks ----
+
+    fn _unfinished(&self) -> PyResult<u32> {
+        let channel = &self.parts()?.channel;
+        Ok(fifo::unfinished(
+            &channel.memory,
+            channel.overflow().total(),
+        ))
+    }
+
+    /// Says that an object has been dealt with; false if all had been.
+    fn _task_done(&self) -> PyResult<bool> {
+        let channel = &self.parts()?.channel;
+        let done = fifo::task_done(&channel.memory, channel.overflow().total());
+        if done == Some(true) {
+            bell::all_done(&channel.memory);
+        }
+        Ok(done.is_some())
+    }
+
+    /// Waits until every object has been dealt with, if only for a moment.
+    fn _join(&self, py: Python<'_>) -> PyResult<()> {
+        let channel = &*self.parts()?.channel;
+        let memory = &channel.memory;
+        let times = bell::times_done(memory);
+        let look = || {
+            let left = fifo::unfinished(memory, channel.overflow().total());
+            (left == 0 || bell::times_done(memory) != times).then_some(())
+        };
+        let slice = || {
+            channel.len();
+            Err(Errno::EINTR)
+        };
+        block_on(py, Deadline::Never, |left| {
+            bell::wait(memory, At::Joins, left, look, slice)
+        })?;
+        Ok(())
+    }
+
+    // ---- the descriptor ----
+
+    /// A descriptor that is readable while there is something to take.
+    fn _watch(&self) -> PyResult<i32> {
+        self.parts()?.channel.watch().map_err(os_error)
+    }
+
+    /// Both ends of the pipe, for another process.
+    fn _fds(&self) -> PyResult<(i32, i32)> {
+        self.parts()?.channel.fds().map_err(os_error)
+    }
+
+    fn _writer_fd(&self) -> PyResult<i32> {
+        self.parts()?.channel.writer_fd().map_err(os_error)
+    }
+
+    /// This process takes no more.
+    fn _close_reader(&self) -> PyResult<()> {
+        self.parts()?.channel.close_reader();
+        Ok(())
+    }
+
+    /// This process takes no more, and puts what it still has to move.
+    fn _close_ends(&self) -> PyResult<()> {
+        let parts = self.parts()?;
+        parts.channel.close(parts.is_moving());
+        Ok(())
+    }
+
+    // ---- what this process still has to move ----
+
+    /// The thread that moves it.
+    fn _mover(&self) -> PyResult<Mover> {
+        let parts = self.parts()?;
+        Ok(Mover::new(&parts.channel, parts.outbox()))
+    }
+
+    /// Whether there is anything.
+    fn _is_moving(&self) -> PyResult<bool> {
+        Ok(self.parts()?.is_moving())
+    }
+}
+
+pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<Mover>()?;
+    module.add_class::<Queue>()
+}

@@ -1,0 +1,366 @@
+//! What a queue object consists of, and how it puts and takes messages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use parking_lot::Mutex;
+use pyo3::exceptions::PyOSError;
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::long::Taken;
+use super::message::{self, BYTES, LONG, Message, PICKLE};
+use crate::ipc::channel::{Channel, Put};
+use crate::ipc::fifo::{self, Appender, At, Record, Store, bell};
+use crate::ipc::outbox::Outbox;
+use crate::ipc::spin::Spinner;
+use crate::py::block::{Deadline, block_on};
+use crate::py::buffer::BytesInMaking;
+use crate::py::error::os_error;
+use crate::sys::cpu::many_cpus;
+use crate::sys::fork;
+use crate::sys::io::Target;
+
+pyo3::import_exception!(queue, Empty);
+
+/// Shorter pickles are copied out of the ring to the stack.
+pub const SHORT: usize = 512;
+/// How long who will not wait does so all the same: for a lock that its owner is about to give up,
+/// or for messages that are on their way into the ring.
+const MOMENT: Duration = Duration::from_millis(100);
+
+/// The parts of an initialised [`Queue`](super::Queue). *Process-local* handle of *process-shared*
+/// memory.
+pub struct Parts {
+    pub channel: Arc<Channel>,
+    /// Held for an instant and with the GIL, so no other thread holds it when a process forks.
+    outbox: Mutex<Arc<Outbox>>,
+    /// whether it, or one of a process that this one was forked from, was ever used
+    has_moved: AtomicBool,
+    readers: Spinner,
+    writers: Spinner,
+    /// the fork generation, plus 1, in which it was closed
+    pub closed: AtomicU32,
+    /// the same for when `_start_thread` was called
+    pub started: AtomicU32,
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        self.channel.close(self.is_moving());
+        if !self.outbox.get_mut().is_ours() {
+            // The parent's thread may have been changing it.
+            std::mem::forget(std::mem::replace(self.outbox.get_mut(), Outbox::new()));
+        }
+    }
+}
+
+/// Memory on the stack for a short pickle.
+pub type Short = [u8; SHORT];
+
+/// A message as it came out of the ring.
+pub enum Raw {
+    /// so many bytes of a pickle, in the buffer of who took it
+    Short(usize),
+    Pickle(Vec<u8>),
+    Bytes(Py<PyBytes>),
+    Long(Taken),
+}
+
+impl Raw {
+    pub fn decode<'py>(self, py: Python<'py>, short: &Short) -> PyResult<Bound<'py, PyAny>> {
+        match self {
+            Self::Short(len) => message::decode(py, &short[..len]),
+            Self::Pickle(bytes) => message::decode(py, &bytes),
+            Self::Bytes(bytes) => Ok(bytes.into_bound(py).into_any()),
+            Self::Long(taken) => taken.read(py),
+        }
+    }
+}
+
+impl Parts {
+    pub fn new(channel: Channel) -> Self {
+        Self {
+            channel: Arc::new(channel),
+            outbox: Mutex::new(Outbox::new()),
+            has_moved: AtomicBool::new(false),
+            readers: Spinner::default(),
+            writers: Spinner::default(),
+            closed: AtomicU32::new(0),
+            started: AtomicU32::new(0),
+        }
+    }
+
+    #[inline]
+    pub fn is_closed(&self) -> bool {
+        let closed = self.closed.load(Ordering::Relaxed);
+        closed != 0 && closed == fork::generation() + 1
+    }
+
+    /// This process's own.
+    #[inline]
+    pub fn outbox(&self) -> Arc<Outbox> {
+        let mut outbox = self.outbox.lock();
+        if !outbox.is_ours() {
+            std::mem::forget(std::mem::replace(&mut *outbox, Outbox::new()));
+        }
+        Arc::clone(&outbox)
+    }
+
+    /// Whether what is put has to wait its turn.
+    #[inline]
+    pub fn is_moving(&self) -> bool {
+        self.has_moved.load(Ordering::Relaxed) && self.outbox().is_busy()
+    }
+
+    /// Takes a lock of the ring; false when it cannot be had in time.
+    ///
+    /// Never holds it while waiting for the GIL, which another thread may keep for long.
+    #[inline]
+    pub fn lock(&self, py: Python<'_>, at: At, deadline: Deadline) -> PyResult<bool> {
+        while !self.channel.try_lock(at) {
+            let channel = &*self.channel;
+            let was_free = block_on(py, deadline, |left| {
+                let got = channel.lock(at, left.map(|left| left.max(MOMENT)))?;
+                if got {
+                    channel.unlock(at);
+                }
+                Ok(got)
+            })?;
+            if !was_free {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    // ---- taking ----
+
+    /// Takes up to `most` messages out of the ring, as they are.
+    pub fn take(&self, py: Python<'_>, deadline: Deadline, most: usize) -> PyResult<Vec<Raw>> {
+        let (mut taken, mut short) = (Vec::new(), [0; SHORT]);
+        while taken.len() < most
+            && let Some(raw) = self.take_one(py, deadline, &mut short)?
+        {
+            taken.push(match raw {
+                Raw::Short(len) => Raw::Pickle(short[..len].to_vec()),
+                other => other,
+            });
+        }
+        Ok(taken)
+    }
+
+    #[inline]
+    pub fn take_one(
+        &self,
+        py: Python<'_>,
+        deadline: Deadline,
+        short: &mut Short,
+    ) -> PyResult<Option<Raw>> {
+        let channel = &self.channel;
+        if fifo::is_empty(&channel.memory) {
+            channel.found_empty();
+            return Ok(None);
+        }
+        if !self.lock(py, At::RLock, deadline)? {
+            return Ok(None);
+        }
+        let raw = match fifo::peek(&channel.memory) {
+            Ok(None) => Ok(None),
+            Ok(Some(record)) => self.copy_out(py, &record, short).map(Some),
+            Err(fifo::Corrupt) => {
+                fifo::reset(&channel.memory);
+                Err(corrupt())
+            }
+        };
+        channel.unlock(At::RLock);
+        channel.taken(1);
+        raw
+    }
+
+    /// For the holder of `R_LOCK`. On an error without memory the message stays.
+    #[inline]
+    fn copy_out(&self, py: Python<'_>, record: &Record, short: &mut Short) -> PyResult<Raw> {
+        let memory = &self.channel.memory;
+        let len = record.len;
+        let raw = match record.tag {
+            PICKLE if len <= SHORT => {
+                memory.read(record.offset, Target::from(&mut short[..len]));
+                Raw::Short(len)
+            }
+            BYTES => {
+                let mut bytes = BytesInMaking::new(py, len)?;
+                memory.read(record.offset, bytes.target(0));
+                Raw::Bytes(bytes.finish())
+            }
+            tag => {
+                let mut bytes = vec![0; len];
+                memory.read(record.offset, Target::from(&mut bytes[..]));
+                if tag == LONG {
+                    let Some(taken) = Taken::new(py, &self.channel, &bytes)? else {
+                        fifo::advance(memory, record);
+                        return Err(corrupt());
+                    };
+                    Raw::Long(taken)
+                } else {
+                    Raw::Pickle(bytes)
+                }
+            }
+        };
+        fifo::advance(memory, record);
+        Ok(raw)
+    }
+
+    /// Waits until there is something in the ring; false when the time was over.
+    pub fn wait_for_item(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
+        let memory = &self.channel.memory;
+        let look = || (!fifo::is_empty(memory)).then_some(());
+        let found = block_on(py, deadline, |left| {
+            if left.is_none_or(|left| !left.is_zero())
+                && self.readers.spin(many_cpus, look).is_some()
+            {
+                return Ok(Some(()));
+            }
+            bell::wait(memory, At::Items, left, look, || Err(Errno::EINTR))
+        })?;
+        Ok(found.is_some())
+    }
+
+    /// Waits for something to take; `queue.Empty` when the time was over.
+    pub fn wait_or_empty(&self, py: Python<'_>, deadline: Deadline) -> PyResult<()> {
+        if self.wait_for_item(py, deadline)? || self.is_on_its_way(py)? {
+            return Ok(());
+        }
+        Err(Empty::new_err(()))
+    }
+
+    /// Nothing is in the ring, but a process may be about to move something there: it counts as
+    /// being in the queue, so who will not wait should have it too.
+    pub fn is_on_its_way(&self, py: Python<'_>) -> PyResult<bool> {
+        if self.channel.is_empty() {
+            return Ok(false);
+        }
+        let deadline = Deadline::after(Some(MOMENT.as_secs_f64()))?;
+        self.wait_for_item(py, deadline)
+    }
+
+    // ---- putting ----
+
+    /// Whether there are as many messages as there may be, those of dead processes not counted.
+    pub fn is_full(&self) -> bool {
+        self.channel.limit() != 0 && self.channel.is_full()
+    }
+
+    /// Waits for a place in a bounded queue; false when the time was over.
+    pub fn wait_for_place(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
+        let channel = &*self.channel;
+        let look = || (!channel.is_full_now()).then_some(());
+        let found = block_on(py, deadline, |left| {
+            if left.is_none_or(|left| !left.is_zero())
+                && self.writers.spin(many_cpus, look).is_some()
+            {
+                return Ok(Some(()));
+            }
+            // Counting leaves the dead out.
+            let slice = || {
+                channel.len();
+                Err(Errno::EINTR)
+            };
+            bell::wait(&channel.memory, At::Places, left, look, slice)
+        })?;
+        Ok(found.is_some() || !self.is_full())
+    }
+
+    /// Puts a message, into the ring or behind what waits for room there.
+    pub fn put_one(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+        if !self.is_moving() {
+            for again in [true, false] {
+                let put = self.put_into_ring(py, message)?;
+                if put != Put::NoRoom {
+                    return Ok(put);
+                }
+                if !again || !self.look_for_room(py) {
+                    break;
+                }
+            }
+        }
+        self.put_behind(py, message)
+    }
+
+    #[inline]
+    fn put_into_ring(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+        let channel = &self.channel;
+        self.lock(py, At::WLock, Deadline::Never)?;
+        let put = channel.put(message.tag(), message.source(py));
+        channel.unlock(At::WLock);
+        if put == Put::Done {
+            channel.tell(1);
+        }
+        Ok(put)
+    }
+
+    /// Looks on for a moment whether readers make room: cheaper than to have it moved later.
+    fn look_for_room(&self, py: Python<'_>) -> bool {
+        let memory = &self.channel.memory;
+        let look = || fifo::has_some_room(memory).then_some(());
+        py.detach(|| self.writers.spin(many_cpus, look)).is_some()
+    }
+
+    fn put_behind(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+        let channel = &self.channel;
+        self.has_moved.store(true, Ordering::Relaxed);
+        let outbox = self.outbox();
+        // First what can fail.
+        outbox.prepare(channel).map_err(os_error)?;
+        // The limit holds for all together, so who has one counts with the lock.
+        if channel.limit() != 0 || !outbox.count_again(channel) {
+            self.lock(py, At::WLock, Deadline::Never)?;
+            let is_full = channel.is_full_now();
+            if !is_full {
+                outbox.count(channel);
+            }
+            channel.unlock(At::WLock);
+            if is_full {
+                return Ok(Put::Full);
+            }
+        }
+        outbox.push(channel, message.tag(), message.source(py));
+        Ok(Put::NoRoom)
+    }
+
+    /// Puts as many of these as the ring has room for, at once; how many.
+    pub fn put_run(&self, py: Python<'_>, messages: &[Message]) -> PyResult<usize> {
+        let channel = &self.channel;
+        if self.is_moving() {
+            return Ok(0);
+        }
+        self.lock(py, At::WLock, Deadline::Never)?;
+        let mut appender = Appender::begin(&channel.memory);
+        let beside = channel.overflow().total();
+        let mut count = 0;
+        for message in messages {
+            let limit = channel.limit();
+            if limit != 0 && appender.len() + beside >= limit
+                || !appender.add(message.tag(), message.source(py))
+            {
+                break;
+            }
+            count += 1;
+        }
+        if count > 0 {
+            channel.commit(appender);
+        }
+        channel.unlock(At::WLock);
+        channel.tell(count as u32);
+        Ok(count)
+    }
+}
+
+fn corrupt() -> PyErr {
+    PyOSError::new_err((
+        Errno::EIO as i32,
+        "the memory of the queue has been overwritten",
+    ))
+}
