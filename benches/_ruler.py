@@ -1,12 +1,12 @@
 """What the benchmarks share: cases, fresh interpreters, interleaved rounds, medians and ratios.
 
-A benchmark file registers cases and ends with `main(__file__)`:
+A benchmark file registers cases and ends with `main`, which is told whom else to measure:
 
     @case("tasks/s", better="high")
     def pool_tiny(mp: Any, scale: float) -> float: ...
 
     if __name__ == "__main__":
-        sys.exit(main(__file__))
+        sys.exit(main(__file__, "multiprocessing"))
 
 A case gets a module with multiprocessing's interface and returns one figure. Each figure comes from
 an interpreter of its own, which runs the same file with `--one`. The implementations take turns, a
@@ -26,6 +26,8 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
+import time
 import venv
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,18 +37,31 @@ from typing import Any
 #: what ours is compared with
 REFERENCE = "billiard==4.3.2"
 REFERENCE_FOLDER = Path(__file__).parent.parent / ".venv-ref"
+#: what else is measured is there, too
+PEERS = ("loky",)
 #: seconds that one figure may take
 LIMIT = 100.0
+MEGABYTE = 1 << 20
+now = time.perf_counter
+middle = statistics.median
+
+
+def timed(run: Callable[[], object]) -> float:
+    """The seconds that a call takes."""
+    start = now()
+    run()
+    return now() - start
 
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure; `better` is "low" or "high"."""
+    """Something to measure; `better` is "low" or "high", `slow` what is only measured on demand."""
 
     name: str
     unit: str
     better: str
     run: Callable[[Any, float], float]
+    slow: bool = False
 
     def ratio(self, reference: float, figure: float) -> float:
         """How many times better than the reference, whichever way is better."""
@@ -58,12 +73,12 @@ CASES: dict[str, Case] = {}
 
 
 def case(
-    unit: str, better: str
+    unit: str, better: str, slow: bool = False
 ) -> Callable[[Callable[[Any, float], float]], Callable[[Any, float], float]]:
     """Register the function below as a case of its name."""
 
     def register(run: Callable[[Any, float], float]) -> Callable[[Any, float], float]:
-        CASES[run.__name__] = Case(run.__name__, unit, better, run)
+        CASES[run.__name__] = Case(run.__name__, unit, better, run, slow)
         return run
 
     return register
@@ -110,27 +125,32 @@ def measure(file: str, what: Implementation, name: str, scale: float) -> float:
     if what.python != sys.executable:  # whatever was added to our path is not for the others
         environment.pop("PYTHONPATH", None)
     command = [what.python, file, "--one", name, "--module", what.module, "--scale", str(scale)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=LIMIT)
-    except subprocess.TimeoutExpired:
-        raise RuntimeError(f"nothing after {LIMIT:.0f} s") from None
-    finally:
-        with contextlib.suppress(ProcessLookupError):  # and whatever it has left
-            os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    for line in out.splitlines():
-        if line.startswith("{"):
-            return float(json.loads(line)["figure"])
-    raise RuntimeError((err.strip().splitlines() or ["no output"])[-1])
+    # Files, no pipes: workers that are left behind would hold those open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            process.wait(LIMIT)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"nothing after {LIMIT:.0f} s") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):  # and whatever it has left
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        out.seek(0)
+        for line in out:
+            if line.startswith("{"):
+                return float(json.loads(line)["figure"])
+        err.seek(0)
+        complaints = err.read().splitlines()
+    reasons = [line for line in complaints if line.partition(":")[0].endswith("Error")]
+    raise RuntimeError((reasons or complaints or ["no output"])[-1])
 
 
 def compare(
@@ -166,13 +186,13 @@ def cell(one: Case, label: str, figures: Figures, reference: float | None) -> st
 def reference_interpreter() -> str:
     """The interpreter of an environment with the original in it, made when there is none."""
     python = REFERENCE_FOLDER / "bin" / "python"
-    done = REFERENCE_FOLDER / ".made"
-    if not done.exists():
+    done, wanted = REFERENCE_FOLDER / ".made", [REFERENCE, "numpy", *PEERS]
+    if not done.exists() or done.read_text().split() != wanted:
         print(f"making {REFERENCE_FOLDER.name} with {REFERENCE}", file=sys.stderr)
         venv.create(REFERENCE_FOLDER, clear=True, with_pip=True)
         pip = [str(python), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        subprocess.run([*pip, "install", REFERENCE, "numpy"], check=True)
-        done.touch()
+        subprocess.run([*pip, "install", *wanted], check=True)
+        done.write_text("\n".join(wanted))
     return str(python)
 
 
@@ -186,6 +206,7 @@ def positive(text: str) -> float:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Compare implementations in one run.")
     parser.add_argument("cases", nargs="*", help="names or beginnings of names (default: all)")
+    parser.add_argument("--all", action="store_true", help="also the cases that take long")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--rounds", type=int, default=3, help="figures of each (default: 3)")
     parser.add_argument("--scale", type=positive, default=0.5, help="amount of work (default: 0.5)")
@@ -195,7 +216,7 @@ def arguments() -> argparse.Namespace:
         type=Implementation.parse,
         action="append",
         metavar="LABEL=PYTHON:MODULE",
-        help="one more to compare (default: multiprocessing of this interpreter)",
+        help="one more to compare (default: what else does this on this interpreter)",
     )
     parser.add_argument("--json", metavar="FILE", help="write the medians there")
     parser.add_argument("--one", metavar="CASE", help=argparse.SUPPRESS)
@@ -209,25 +230,38 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def main(file: str) -> int:
-    """The command line of a benchmark file; 1 if ours has no figure somewhere."""
+def main(file: str, *peers: str) -> int:
+    """The command line of a benchmark file; 1 if ours has no figure somewhere.
+
+    :param peers: modules that are measured, too.
+    """
     options = arguments()
     if options.one:
         module = importlib.import_module(options.module)
         print(json.dumps({"figure": CASES[options.one].run(module, options.scale)}), flush=True)
         return 0
     chosen = [
-        c for c in CASES.values() if not options.cases or c.name.startswith(tuple(options.cases))
+        c
+        for c in CASES.values()
+        if (not options.cases or c.name.startswith(tuple(options.cases)))
+        and (not c.slow or options.all or c.name in options.cases)
     ]
     if options.list:
         for one in chosen:
             print(f"{one.name}: {one.unit}, {one.better} is better")
         return 0
     ours = Implementation("ours", sys.executable, "billiard")
+    reference = options.reference or reference_interpreter()
     who = [
-        Implementation("billiard-4.3.2", options.reference or reference_interpreter(), "billiard"),
+        Implementation("billiard-4.3.2", reference, "billiard"),
         ours,
-        *(options.peer or [Implementation("stdlib", sys.executable, "multiprocessing")]),
+        *(
+            options.peer
+            or [
+                Implementation(peer, reference if peer in PEERS else sys.executable, peer)
+                for peer in peers
+            ]
+        ),
     ]
     table = compare(file, chosen, who, options.rounds, options.scale)
     if options.json:

@@ -17,17 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from _ruler import amount, case, main
-
-now = time.perf_counter
-MEGABYTE = 1 << 20
-
-
-def timed(run: Callable[[], Any]) -> float:
-    start = now()
-    run()
-    return now() - start
-
+from _ruler import MEGABYTE, amount, case, main, now, timed
 
 # --- what children run -------------------------------------------------------------------------
 
@@ -316,4 +306,4 @@ def ipc_array_create(mp: Any, scale: float) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main(__file__))
+    sys.exit(main(__file__, "multiprocessing"))

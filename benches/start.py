@@ -252,4 +252,4 @@ if __name__ == "__main__":
     case("times", "low")(fork_over_system)
     for run in MEMORY:
         case("MB", "low")(run)
-    sys.exit(main(__file__))
+    sys.exit(main(__file__, "multiprocessing"))

@@ -85,7 +85,7 @@ def get_fdmax(default: int | None = None) -> int | None:
     """
     try:
         return os.sysconf("SC_OPEN_MAX")
-    except (OSError, ValueError):
+    except Exception:  # whatever it is: there is another way to ask
         import resource
 
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]

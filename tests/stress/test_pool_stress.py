@@ -330,7 +330,7 @@ needs_cancel = pytest.mark.skipif(
 
 
 def cancelled_at_random(pool: Any, dice: random.Random, tally: Tally) -> None:
-    """Who is told that a job is cancelled gets no value, and who is not told so gets one."""
+    """Who is told that a job is cancelled gets no value; who is told that it is too late does."""
     results = [pool.apply_async(nap, (dice.uniform(0, 0.01),)) for _ in range(6)]
     free = [pool.apply_async(square, (n,)) for n in range(6)]
     time.sleep(dice.uniform(0, 0.02))
@@ -338,7 +338,7 @@ def cancelled_at_random(pool: Any, dice: random.Random, tally: Tally) -> None:
         if result.cancel():
             tally.take(lambda r=result: was_cancelled(r), lambda value: value)
         else:
-            tally.take(lambda r=result: r.get(0), lambda value: value <= 0.01)
+            tally.take(lambda r=result: r.get(PATIENCE), lambda value: value <= 0.01)
     for n, result in enumerate(free):
         tally.take(lambda r=result: r.get(PATIENCE), lambda v, n=n: v == n * n)
 

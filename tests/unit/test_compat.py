@@ -119,9 +119,10 @@ def test_get_errno() -> None:
 
 def test_get_fdmax() -> None:
     assert compat.get_fdmax() == os.sysconf("SC_OPEN_MAX")
-    with patch("os.sysconf", side_effect=ValueError):
-        hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-        assert compat.get_fdmax(5) == (5 if hard == resource.RLIM_INFINITY else hard)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    for failure in (ValueError, OSError, KeyError):
+        with patch("os.sysconf", side_effect=failure):
+            assert compat.get_fdmax(5) == (5 if hard == resource.RLIM_INFINITY else hard)
 
 
 def test_mem_rss_is_in_kib() -> None:
