@@ -765,6 +765,8 @@ class PoolEngine:
 class PoolResult:
     """The result of a call without callbacks and limits; to its users an `ApplyResult`."""
 
+    def __eq__(self, other: object, /) -> bool: ...
+    def __hash__(self) -> int: ...
     def get(self, timeout: float | None = None) -> Any:
         """Waits for the outcome: returns the value or raises the task's exception."""
 
@@ -822,6 +824,9 @@ class PoolSequence:
 
     def feed(self, tasks: int, bytes: int) -> bool:
         """Submits tasks until so many (or bytes) wait; True when all have been submitted."""
+
+    def lift(self) -> bool:
+        """Has the pool read the input, however far the results are; whether there is any left."""
 
     def next(self, timeout: float | None = None) -> Any:
         """Waits for the next result: returns the value or raises the task's exception."""

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::hub::{Hub, PLENTY};
@@ -18,7 +19,7 @@ const NAP: Duration = Duration::from_micros(200);
 const KICK: u64 = u64::MAX;
 
 /// Starts the thread. It ends after [`Hub::stop`], and keeps the hub until then.
-pub fn start(hub: Arc<Hub>) -> nix::Result<()> {
+pub fn start(hub: Arc<Hub>) -> nix::Result<JoinHandle<()>> {
     let reactor = Arc::new(Reactor::new()?);
     let kick = hub.kick_source()?;
     reactor.add(&kick, KICK)?;
@@ -35,7 +36,6 @@ pub fn start(hub: Arc<Hub>) -> nix::Result<()> {
             reactor::block_signals();
             engine.run();
         })
-        .map(drop)
         .map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))
 }
 

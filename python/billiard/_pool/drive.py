@@ -124,7 +124,10 @@ class Drive:
         return False
 
     def wait_until_idle(self, timeout: float | None) -> bool:
-        """Wait until there are no jobs, at most ``timeout`` seconds; whether that is so."""
+        """Wait until there are no jobs, at most ``timeout`` seconds; whether that is so.
+
+        After :meth:`close`.
+        """
         raise NotImplementedError
 
     def fail(self, info: ExceptionInfo) -> None:

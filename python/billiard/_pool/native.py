@@ -55,7 +55,7 @@ from .drive import Drive
 from .handlers import Refused, end_worker
 from .lane import Lane
 from .log import debug, error
-from .results import captured
+from .results import MapResult, captured
 from .submissions import Submissions
 
 TYPE_CHECKING = False
@@ -286,6 +286,14 @@ class NativeDrive(Drive):
         self.change()
 
     def close(self) -> None:
+        # What has been given to the pool is done, whether or not somebody takes the results.
+        for sequence in list(self._sequences):
+            if sequence.lift():
+                self.submissions.put((SequenceTasks(self, sequence), None))
+        for job in list(self.cache.values()):
+            ahead, job._refill = getattr(job, "_refill", None), None
+            if ahead is not None:
+                self.submissions.put((ahead.rest(), None))
         self.submissions.put(None)
 
     def join(self, timeout: float | None = None) -> bool:
@@ -405,7 +413,15 @@ class NativeDrive(Drive):
             self._put(task)
 
     def cancel(self, job: Any) -> bool:
-        return self.engine.cancel(job._job, None, wire.cancelled())
+        info = wire.cancelled()
+        ended = self.engine.cancel(job._job, None, info)
+        if isinstance(job, MapResult) and not job.ready():
+            # It is over as a whole, whatever has become of its parts.
+            if job._tasks is not None:
+                job._tasks.stop()
+            job._set(0, (False, info))
+            ended = True
+        return ended
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else monotonic() + timeout
@@ -417,7 +433,7 @@ class NativeDrive(Drive):
                 self.engine.wait_idle(left)
                 # The last that the engine had; the book's thread has it in an instant.
                 job.wait(0.01) if hasattr(job, "wait") else None
-        while self.submissions.busy() or self.engine.live():
+        while not self.terminated and (not self.closed or self.engine.live()):
             left = None if deadline is None else deadline - monotonic()
             if left is not None and left <= 0:
                 return False

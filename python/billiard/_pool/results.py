@@ -300,6 +300,9 @@ class MapResult(ApplyResult):
 
     __module__ = "billiard.pool"
 
+    #: what is to be submitted
+    _tasks: Any = None
+
     def __init__(
         self,
         cache: Cache,
@@ -381,7 +384,7 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
     _timeout: float | None = None
     _soft_timeout: float | None = None
     #: called when a result has been taken, to submit another task
-    _refill: Callable[[], object] | None = None
+    _refill: Any = None
 
     def __init__(self, cache: Cache, lost_worker_timeout: float = LOST_WORKER_TIMEOUT) -> None:
         self._job = next(job_counter)
@@ -415,7 +418,7 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
             self._items.put(_End)  # for the next to ask
             raise StopIteration
         if self._refill is not None:
-            self._refill()
+            self._refill.submit_one()
         success, value = item
         if success:
             return value

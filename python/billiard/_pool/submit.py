@@ -38,12 +38,19 @@ class Tasks:
         self.func = func
         self.items = items
         #: those that have been made already
-        self.made: list[Task] = []
+        self.made: Iterable[Task] = ()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """There will be no more."""
+        self._stopped = True
 
     def __iter__(self) -> Iterator[Task]:
         yield from self.made
         job, func = self.job, self.func
         for i, item in enumerate(self.items):
+            if self._stopped:
+                return
             yield TASK, (job, i, func, (item,), {})
 
 
@@ -77,7 +84,14 @@ class Ahead:
             self._count += 1
         return task
 
+    def rest(self) -> Tasks:
+        """All that is left, to be submitted in one go."""
+        rest = Tasks(self._result._job, None, ())
+        rest.made = iter(lambda: self._next(0), None)
+        return rest
+
     def submit_one(self) -> None:
+        """Submit the next task: a result has been taken."""
         task = self._next(0)
         if task is not None:
             self._pool._drive.submit_one(task)
@@ -323,7 +337,8 @@ class Submitting:
             result._soft_timeout, result._timeout = soft, hard
             self._keep(result)
             chunks = self._get_tasks(func, iterable, chunksize)
-            self._submit(result, Tasks(result._job, mapper, chunks), None)
+            result._tasks = Tasks(result._job, mapper, chunks)
+            self._submit(result, result._tasks, None)
         return result
 
     def _check_limits(
@@ -433,7 +448,7 @@ class Submitting:
             tasks = Tasks(result._job, func, items)
             if buffersize is not None:
                 ahead = Ahead(self, result, iter(tasks))
-                result._refill = ahead.submit_one
+                result._refill = ahead
                 tasks = ahead.first(buffersize)
             Submitting._submit(self, result, tasks, None if buffersize else result._set_length)
         if chunksize > 1:

@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -35,6 +36,8 @@ pub struct PoolEngine {
     /// The pool, while it has tasks: callers that wait for one keep it alive. The mutex is held for
     /// an instant and with the GIL.
     keeps: Mutex<Option<Py<PyAny>>>,
+    /// The engine's, as long as it has not been waited for.
+    thread: Kept<Mutex<Option<JoinHandle<()>>>>,
 }
 
 impl PoolEngine {
@@ -167,12 +170,17 @@ impl PoolEngine {
             wire,
             names: Names::default(),
             keeps: Mutex::new(None),
+            thread: Kept::new(Mutex::new(None)),
         })
     }
 
     /// Starts the thread that looks after deaths, limits, and outcomes that nobody waits for.
     fn start(&self) -> PyResult<()> {
-        crate::pool::engine::start(self.hub()?.clone()).map_err(os_error)
+        let thread = crate::pool::engine::start(self.hub()?.clone()).map_err(os_error)?;
+        if let Some(place) = self.thread.get() {
+            *place.lock() = Some(thread);
+        }
+        Ok(())
     }
 
     // ---- tasks ----
@@ -350,11 +358,10 @@ impl PoolEngine {
         let tasks = this.hub()?.state().of_callers();
         for task in tasks {
             let (cancelled, owner) = this.hub()?.state().cancel(task);
-            if matches!(owner, Some(Owner::Cell(_))) && cancelled != Cancelled::TooLate {
-                // The caller has a result of its own.
-                let cell = Arc::new(Cell::default());
-                drop(cell.set(calls::local(info)));
-                unfinished.push(PoolResult::new(slf.clone().unbind(), cell));
+            if let Some(Owner::Cell(cell)) = &owner
+                && cancelled != Cancelled::TooLate
+            {
+                unfinished.push(PoolResult::failed(slf.clone().unbind(), cell.clone(), info));
             }
             this.fail(owner.into_iter().collect(), info)?;
         }
@@ -443,11 +450,16 @@ impl PoolEngine {
     }
 
     /// Ends the thread, and lets go of the pool.
-    fn stop(&self) {
+    fn stop(&self, py: Python<'_>) {
         if let Some(hub) = self.hub.get() {
             hub.stop();
             let pool = self.keeps.lock().take();
             drop(pool);
+        }
+        let thread = self.thread.get().and_then(|thread| thread.lock().take());
+        if let Some(thread) = thread {
+            // It needs an instant, and no GIL. Its descriptors are closed then.
+            let _ = py.detach(|| thread.join());
         }
     }
 }
@@ -495,7 +507,9 @@ impl PoolEngine {
 
 impl Drop for PoolEngine {
     fn drop(&mut self) {
-        self.stop();
+        if let Some(hub) = self.hub.get() {
+            hub.stop();
+        }
     }
 }
 

@@ -48,6 +48,13 @@ impl PoolResult {
         }
     }
 
+    /// Another result of a task that its caller has a result of; equal to that.
+    pub(super) fn failed(engine: Py<PoolEngine>, cell: Arc<Cell>, info: &Bound<'_, PyAny>) -> Self {
+        let result = Self::new(engine, cell);
+        result.keep(false, info);
+        result
+    }
+
     fn cell(&self) -> PyResult<&Arc<Cell>> {
         self.engine.get().hub()?;
         Ok(self.cell.get().expect("ours, as the engine is"))
@@ -145,6 +152,15 @@ impl PoolResult {
                 .map_or(Ok(()), |value| visit.call(value)),
             None => Ok(()),
         }
+    }
+
+    /// Results of the same task are equal; `Pool.drain` makes new ones.
+    fn __eq__(&self, other: &Self) -> bool {
+        Arc::as_ptr(self.cell.foreign()) == Arc::as_ptr(other.cell.foreign())
+    }
+
+    fn __hash__(&self) -> usize {
+        Arc::as_ptr(self.cell.foreign()) as usize
     }
 
     /// Wait for the outcome: return the value or raise the task's exception.

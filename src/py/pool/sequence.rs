@@ -88,15 +88,13 @@ impl PoolSequence {
                 }
                 source.count
             };
-            if count % 64 == 63 || count < 4 {
-                // Now and then: nobody may want more, and the queue may be long enough.
-                if shared.is_ended() {
-                    return Ok(true);
-                }
-                if !engine.hub()?.state().has_room(tasks, bytes) {
-                    again(func, items, left.map(Bound::unbind));
-                    return Ok(false);
-                }
+            // Now and then: perhaps nobody wants more.
+            if count.is_multiple_of(64) && shared.is_ended() {
+                return Ok(true);
+            }
+            if !engine.hub()?.state().has_room(tasks, bytes) {
+                again(func, items, left.map(Bound::unbind));
+                return Ok(false);
             }
             match left.take().map(Ok).or_else(|| items.next()) {
                 Some(Ok(item)) => match engine.put_item(self, count, &func, &item) {
@@ -171,6 +169,12 @@ impl PoolSequence {
     /// Submits tasks until so many (or bytes of them) wait; true when all have been submitted.
     fn feed(&self, py: Python<'_>, tasks: usize, bytes: usize) -> PyResult<bool> {
         self.submit(py, tasks, bytes)
+    }
+
+    /// Has the pool read the input, however far the results are; whether there is any left.
+    fn lift(&self) -> bool {
+        let mut source = self.source.lock();
+        source.buffer.take().is_some() && source.feed.is_some()
     }
 
     /// Wait for the next result: return the value or raise the task's exception.
