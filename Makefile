@@ -13,6 +13,7 @@ VENV ?= .venv
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 STRESS_SECONDS ?= 60
+FUZZ_SECONDS ?= 20
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -61,6 +62,18 @@ stress: $(VENV)/.test ## Kill, stop and signal processes at random instants for 
 .PHONY: loom
 loom: ## Model-check the lock-free parts
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release --no-default-features --lib loom
+
+# cargo-fuzz is made for a nightly compiler. The stable one has all that it takes, once it is told.
+# What is fuzzed is safe code, for which a sanitizer would only take time.
+FUZZ := RUSTC_BOOTSTRAP=1 cargo fuzz
+.PHONY: fuzz
+fuzz: ## Feed what decodes pickles, frames and rings with garbage, FUZZ_SECONDS each
+	cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
+	$(FUZZ) build --sanitizer none
+	@for target in $$(cargo fuzz list); do \
+		echo "== $$target"; \
+		$(FUZZ) run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+	done
 
 .PHONY: bench
 bench: $(VENV)/.bench ## Side by side with billiard 4.3.2 (BENCH_ARGS="--help" tells more)

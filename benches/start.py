@@ -59,6 +59,24 @@ def one(mp: Any, method: str, number: int) -> float:
     return milliseconds(number, start_and_join)
 
 
+def fork_over_system(mp: Any, scale: float) -> float:
+    """Start and join by fork, in units of the bare system calls: in turn, in one process."""
+    ctx = mp.get_context("fork")
+
+    def start_and_join() -> None:
+        process = ctx.Process(target=nothing)
+        process.start()
+        process.join()
+
+    figures: tuple[list[float], list[float]] = [], []
+    for _ in range(int(200 * scale)):
+        for run, into in ((start_and_join, figures[0]), (bare_fork, figures[1])):
+            begin = now()
+            run()
+            into.append(now() - begin)
+    return middle(figures[0]) / middle(figures[1])
+
+
 def many(mp: Any, method: str, number: int, start: Callable[[list[Any]], object]) -> float:
     """Milliseconds per process of `number` that are started before the first is joined."""
     ctx = mp.get_context(method)
@@ -84,14 +102,15 @@ def heap(megabytes: int) -> bytearray:
     return memory
 
 
-def system_fork(mp: Any, scale: float) -> float:
-    def fork() -> None:
-        pid = os.fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
+def bare_fork() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    os.waitpid(pid, 0)
 
-    return milliseconds(int(120 * scale), fork)
+
+def system_fork(mp: Any, scale: float) -> float:
+    return milliseconds(int(120 * scale), bare_fork)
 
 
 def system_interpreter(mp: Any, scale: float) -> float:
@@ -230,6 +249,7 @@ if __name__ == "__main__":
 
     for run in TIMES:
         case("ms", "low")(run)
+    case("times", "low")(fork_over_system)
     for run in MEMORY:
         case("MB", "low")(run)
     sys.exit(main(__file__))

@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 pub mod ipc;
+pub mod pool;
 pub mod sys;
 
 #[cfg(feature = "python")]

@@ -126,6 +126,16 @@ def fork() -> Child | None:
 def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
     """Starts a program with exactly the descriptors `fds`, beside 0, 1 and 2."""
 
+@final
+class Starting:
+    """A program that is being started, as by `spawn`, while this process goes on."""
+
+    def __new__(cls, path: bytes, args: list[bytes], fds: list[int]) -> Self:
+        """Starts it, and takes the descriptors over."""
+
+    def child(self) -> Child:
+        """The child, as soon as it exists; once."""
+
 def memory_file(data: bytes) -> int:
     """A descriptor to read `data` from."""
 
@@ -274,6 +284,81 @@ class QueueMover:
 
     def finish(self) -> None:
         """The same at the end of the process; ends early if no process takes anything any more."""
+
+# ---- src/py/payload/ ----
+
+@final
+class ExtentSender:
+    """Sends objects through extents of a segment of its own, for tests and benchmarks.
+
+    At most `entries` messages and (with more than one message) `limit` bytes are lent at a time;
+    `idle` bytes are kept for the next ones. Process-local.
+    """
+
+    def __new__(
+        cls, entries: int = 1024, limit: int | None = None, idle: int | None = None
+    ) -> ExtentSender: ...
+    @property
+    def fd(self) -> int:
+        """The descriptor of the segment."""
+
+    @property
+    def lent(self) -> int:
+        """Bytes of messages that have not come back."""
+
+    @property
+    def resident(self) -> int:
+        """Bytes of memory that the segment takes."""
+
+    def send(self, pickler: Any, obj: object) -> int | None:
+        """Sends `obj`: the reference for the receiver, or None if there is no room."""
+
+    def trim(self) -> None:
+        """Gives the memory back that is idle."""
+
+    def discard(self, index: int) -> bool:
+        """Frees a message that nobody will take; False if somebody has."""
+
+    def reclaim(self, holder: int) -> None:
+        """Frees what a receiver still had that has died."""
+
+    def holders(self) -> list[int]:
+        """The receivers that have messages."""
+
+    @staticmethod
+    def pickle(pickler: Any, obj: object) -> tuple[bytes, bool, int]:
+        """The pickle, whether there are buffers beside it, and the bytes of the message."""
+
+    @staticmethod
+    def lay_out_pickle(pickle: Buffer) -> bytes:
+        """The message of a pickle that there is already."""
+
+    @staticmethod
+    def lay_out(pickler: Any, obj: object) -> bytes:
+        """The message as it would be in an extent."""
+
+@final
+class ExtentReceiver:
+    """Receives what an `ExtentSender` sends, as number `holder`. Takes `fd` over. Process-local."""
+
+    def __new__(cls, fd: int, holder: int, entries: int = 1024) -> ExtentReceiver: ...
+    def receive(self, index: int) -> Any:
+        """The object of a message, once; RuntimeError if there is no such message."""
+
+    def hold(self, index: int) -> None:
+        """Takes a message and never lets go of it."""
+
+    @staticmethod
+    def read(message: bytes) -> Any:
+        """The object of a message in the heap."""
+
+# ---- src/py/exit.rs ----
+
+def with_finalizers(objects: list[Any]) -> list[Any]:
+    """Those of `objects` whose types have finalizers (`__del__`, or what C code has for it)."""
+
+def exit(status: int) -> None:
+    """Ends the process as a C program does: exit(3), and no Python any more."""
 
 # ---- src/py/shared_memory.rs ----
 
@@ -574,3 +659,231 @@ class Barrier:
     @property
     def broken(self) -> bool:
         """Whether it is broken."""
+
+# ---- pools: under _pool/native.py ----
+
+@final
+class PoolEngine:
+    """The tasks and workers of one pool, and the thread that looks after them. Process-local."""
+
+    def __new__(cls, wire: Any) -> Self:
+        """Makes the shared memory. `wire`: the module with the pickling."""
+
+    def start(self) -> None:
+        """Starts the thread that looks after deaths, limits, and what nobody waits for."""
+
+    def apply(self, pool: Any, func: Any, args: Any, kwargs: Any) -> PoolResult:
+        """Has `func(*args, **kwargs)` called. The pool lives until the result is there."""
+
+    def sequence(self, pool: Any, ordered: bool) -> PoolSequence:
+        """A sequence of results, for tasks that its `feed` submits."""
+
+    def put(
+        self, job: int, i: int | None, func: Any, args: Any, kwargs: Any, soft: float, hard: float
+    ) -> None:
+        """Submits a task of a job of the book, with its limits in seconds (0: none)."""
+
+    def put_item(self, sequence: PoolSequence, i: int, func: Any, item: Any) -> None:
+        """Submits a task of a sequence."""
+
+    def has_room(self, tasks: int, bytes: int) -> bool:
+        """Whether at most so many tasks, or bytes of them, wait to be handed out."""
+
+    def wait_for_room(self, tasks: int, bytes: int) -> None:
+        """Waits until there is room, or no tasks are wanted any more."""
+
+    def cancel(self, job: int, i: int | None, info: Any) -> bool:
+        """Ends the tasks of a job of the book, or one of them; whether all of them could be."""
+
+    def cancel_all(self, info: Any) -> list[PoolResult]:
+        """Ends all tasks of callers. The results of those that had none."""
+
+    def settle(self, task: int, info: Any) -> None:
+        """The outcome of a task that was lost with its worker."""
+
+    def withdraw(self, info: Any) -> None:
+        """Fails all tasks that no worker has claimed."""
+
+    def abandon_all(self, info: Any) -> None:
+        """Fails all tasks of callers, not those of the book."""
+
+    def poll(self, timeout: float | None = None) -> tuple[bool, Any]:
+        """Waits for a message, at most so many seconds: (True, message) or (False, None)."""
+
+    def post_end(self) -> None:
+        """Has `poll` return None, as a message, after all that came before."""
+
+    def let_go(self) -> None:
+        """Lets go of the pool if it has no tasks."""
+
+    def take_ended(self) -> int:
+        """Tasks that have ended since this was last asked."""
+
+    def live(self) -> int:
+        """Tasks without an outcome."""
+
+    def wait_idle(self, timeout: float | None = None) -> bool:
+        """Waits until there are none, at most so many seconds; whether that is so."""
+
+    def has_waiting(self) -> bool:
+        """Whether a task waits for a worker."""
+
+    def lane(self) -> PoolLane:
+        """The shared memory of the next worker."""
+
+    def forgo(self, lane: PoolLane) -> None:
+        """No worker has been started with it."""
+
+    def attach(self, lane: PoolLane, pid: int, sentinel: int) -> None:
+        """A worker has been started with `lane`; `sentinel` becomes readable when it ends."""
+
+    def retire(self, index: int, even_if_busy: bool) -> bool:
+        """Has a worker take no more tasks, and exit; False if it is at one."""
+
+    def is_busy(self, index: int) -> bool:
+        """Whether a worker is at a task."""
+
+    def condemn(self, index: int) -> bool:
+        """Decides that what a worker is at will not be finished; False if it is at nothing."""
+
+    def close(self) -> None:
+        """No more tasks will be submitted: workers exit when all are done."""
+
+    def refuse(self) -> None:
+        """No more tasks are wanted."""
+
+    def terminate(self, info: Any) -> None:
+        """Hands out nothing more; callers whose tasks were not claimed get an ExceptionInfo."""
+
+    def abandon(self) -> None:
+        """Closes the descriptors: in a forked child that is no worker of the pool."""
+
+    def stop(self) -> None:
+        """Ends the thread, and lets go of the pool."""
+
+@final
+class PoolResult:
+    """The result of a call without callbacks and limits; to its users an `ApplyResult`."""
+
+    def get(self, timeout: float | None = None) -> Any:
+        """Waits for the outcome: returns the value or raises the task's exception."""
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Waits for the outcome."""
+
+    def ready(self) -> bool:
+        """Whether there is an outcome."""
+
+    def successful(self) -> bool:
+        """Whether the outcome is a value; ValueError if there is none yet."""
+
+    def accepted(self) -> bool:
+        """Whether a worker has begun with it."""
+
+    def cancel(self) -> bool:
+        """Ends the task; False if it was too late for that."""
+
+    def worker_pids(self) -> list[int]:
+        """The pids of the workers that have accepted it."""
+
+    def discard(self) -> None:
+        """Forgets the job."""
+
+    def _set(self, i: Any, outcome: tuple[bool, Any]) -> None:
+        """Sets the outcome, unless there is one."""
+
+    @property
+    def _job(self) -> int:
+        """Its number."""
+
+    @property
+    def _pool(self) -> Any:
+        """The pool, as long as there is no outcome."""
+
+    @property
+    def _success(self) -> bool: ...
+    @property
+    def _value(self) -> Any: ...
+    @property
+    def _accepted(self) -> bool: ...
+    @property
+    def _worker_pid(self) -> int | None: ...
+    @property
+    def _cache(self) -> Any: ...
+    @property
+    def correlation_id(self) -> Any: ...
+
+@final
+class PoolSequence:
+    """The results of `imap` for tasks without limits; to its users an `IMapIterator`."""
+
+    def begin(self, func: Any, items: Any, buffer: int | None = None) -> None:
+        """What `feed` submits: `func(item)` for the items, so many ahead of the results."""
+
+    def feed(self, tasks: int, bytes: int) -> bool:
+        """Submits tasks until so many (or bytes) wait; True when all have been submitted."""
+
+    def next(self, timeout: float | None = None) -> Any:
+        """Waits for the next result: returns the value or raises the task's exception."""
+
+    def __iter__(self) -> Self: ...
+    def __next__(self) -> Any: ...
+    def ready(self) -> bool:
+        """Whether all results have arrived."""
+
+    def discard(self) -> None:
+        """Forgets the job."""
+
+    def _abandon(self, info: Any) -> None:
+        """Nothing more will come: an ExceptionInfo, then the end."""
+
+    @property
+    def _job(self) -> int:
+        """Its number."""
+
+@final
+class PoolLane:
+    """The shared memory of a worker, and through it the pool's. For these two processes."""
+
+    @staticmethod
+    def open(index: int, common: int, lane: int, kick: int) -> PoolLane:
+        """From copies of the descriptors that `fds` gave, in a worker that was not forked."""
+
+    @property
+    def index(self) -> int:
+        """The number of the worker."""
+
+    def fds(self) -> tuple[int, int, int, int]:
+        """What another process needs to open it: index and descriptors."""
+
+    def withhold(self) -> None:
+        """Later forks do not get it."""
+
+    def close(self) -> None:
+        """Closes the descriptor: in a forked child that is not the worker."""
+
+    def send(self, message: bytes) -> None:
+        """Sends a message that belongs to no task, pickled."""
+
+    def serve(
+        self,
+        wire: Any,
+        prepare: Any | None,
+        maxtasks: int,
+        is_above: Any | None,
+        shall_exit: Any | None,
+        fired: list[bool],
+    ) -> tuple[int, bool]:
+        """Runs tasks until there is a reason to stop: how many, and whether it is the memory."""
+
+    def get(self, wire: Any) -> tuple[int, Any, Any, Any] | None:
+        """Waits for a task and accepts it: number, function, arguments, keyword arguments."""
+
+    def put(self, wire: Any, task: int, success: bool, value: Any) -> None:
+        """Reports the outcome of the task that `get` gave."""
+
+def resident_kib() -> int:
+    """The memory that this process has for itself at the moment, in KiB; 0 if not known."""
+
+def soft_limit_passed() -> bool:
+    """Whether the soft limit of the task that runs in this process has passed."""

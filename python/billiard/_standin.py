@@ -62,10 +62,22 @@ def _real(stand_in: _StandIn) -> Any:
     return multiprocessing
 
 
-def install(current_process: Callable[[], BaseProcess]) -> None:
-    """In a child: stand in for multiprocessing unless it is there."""
-    global _current_process, _lock
-    _lock = allocate_lock()  # another thread of the parent may have held the old one
-    if _NAME not in sys.modules:
+_stand_in: _StandIn | None = None
+
+
+def prepared(current_process: Callable[[], BaseProcess]) -> Any:
+    """The stand-in, to be put in place in a child of this process or, by then, in this one.
+
+    Made once, before the first fork: what a child need not make need not be copied.
+    """
+    global _current_process, _stand_in
+    if _stand_in is None:
         _current_process = current_process
-        sys.modules[_NAME] = _StandIn(_NAME)
+        _stand_in = _StandIn(_NAME)
+    return _stand_in
+
+
+def renew_lock() -> None:
+    """In a forked child that has inherited the stand-in: another thread may have held the lock."""
+    global _lock
+    _lock = allocate_lock()

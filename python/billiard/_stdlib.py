@@ -32,8 +32,6 @@ class _Bridge:
 
     #: whether multiprocessing knows of us
     registered = False
-    #: the last process on the way here that billiard made
-    our_child = -1
 
 
 _bridge = _Bridge()
@@ -70,9 +68,10 @@ def _end_with_theirs(theirs: Any) -> None:
 
 def _in_their_child(_: _Bridge) -> None:
     """An after-fork callback of multiprocessing's."""
-    if _bridge.our_child == os.getpid():
-        return
     from . import process, util
+
+    if process._born == os.getpid():
+        return
 
     process._children = set()
     util._finalizer_registry.clear()
@@ -82,7 +81,6 @@ def _in_their_child(_: _Bridge) -> None:
 
 def after_fork() -> None:
     """In a child that billiard made: what multiprocessing does in a child of its own."""
-    _bridge.our_child = os.getpid()
     theirs = _loaded()
     if theirs is not None:
         # The inherited children are the parent's: at exit they would be terminated.
@@ -96,5 +94,8 @@ def after_fork() -> None:
 def at_exit() -> None:
     """In a child that billiard made: multiprocessing's part of the exit (it does it once)."""
     theirs = _loaded()
-    if theirs is not None and _bridge.our_child == os.getpid():
-        theirs._exit_function()
+    if theirs is not None:
+        from . import process
+
+        if process._born == os.getpid():
+            theirs._exit_function()

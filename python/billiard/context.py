@@ -173,7 +173,11 @@ class BaseContext:
         allow_restart: bool = False,
         **kwargs: Any,
     ) -> pool.Pool:
-        """A pool of worker processes; all arguments are those of `pool.Pool` (origin: billiard)."""
+        """A pool of worker processes; all arguments are those of `pool.Pool` (origin: billiard).
+
+        Without `processes`: one for each CPU that this process may really use, which can be fewer
+        than `cpu_count()` (CPU affinity, quotas of control groups).
+        """
         from .pool import Pool
 
         return Pool(
@@ -257,15 +261,17 @@ class BaseContext:
 
         set_executable(executable)
 
-    def set_forkserver_preload(self, module_names: Iterable[str]) -> None:
+    def set_forkserver_preload(
+        self, module_names: Iterable[str], *, on_error: str = "warn"
+    ) -> None:
         """The modules that the fork server imports before it forks its first child.
 
-        Raises `TypeError` for anything but a list of strings. Takes effect when a fork server is
-        started.
+        `on_error`: what becomes of one that cannot be imported, see
+        `ForkServer.set_forkserver_preload`. Takes effect when a fork server is started.
         """
         from .forkserver import set_forkserver_preload
 
-        set_forkserver_preload(module_names)
+        set_forkserver_preload(module_names, on_error=on_error)
 
     def get_context(self, method: str | None = None) -> BaseContext:
         """The context of start method `method`, or this one. `ValueError` if there is none."""
@@ -375,9 +381,11 @@ class ForkProcess(process.BaseProcess):
 
     @staticmethod
     def _Popen(process_obj: process.BaseProcess) -> Popen:
-        from .popen_fork import Popen
-
-        return Popen(process_obj)
+        popen_fork: Any = sys.modules.get("billiard.popen_fork")
+        if popen_fork is None:
+            from . import popen_fork
+        popen: Popen = popen_fork.Popen(process_obj)
+        return popen
 
 
 class SpawnProcess(process.BaseProcess):
@@ -438,6 +446,9 @@ _default_context = DefaultContext(
 
 def _force_start_method(method: str) -> None:
     _default_context._actual_context = _concrete_contexts[method]
+
+
+process._force_start_method = _force_start_method
 
 
 #: the `Popen` that this thread is pickling a process for, while it does

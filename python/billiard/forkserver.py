@@ -65,18 +65,29 @@ class ForkServer:
         self._inherited_fds: list[int] | None = None
         self._lock = util.ForkAwareThreadLock()
         self._preload_modules: Sequence[str] = ["__main__"]
+        self._preload_on_error = "warn"
 
-    def set_forkserver_preload(self, modules_names: Iterable[str]) -> None:
+    def set_forkserver_preload(
+        self, modules_names: Iterable[str], *, on_error: str = "warn"
+    ) -> None:
         """Name the modules that the next server imports; `__main__` means the main module.
 
-        Raises `TypeError` for anything but a list of strings. Origin: multiprocessing.
+        `on_error`: what becomes of one that cannot be imported. "warn" gives a `RuntimeWarning`
+        that names it, "ignore" nothing, and the children do without; "fail" ends the server with
+        the exception, and a start with `ConnectionResetError`.
+
+        Raises `TypeError` for anything but a list of strings, `ValueError` for another `on_error`.
+        Origin: multiprocessing.
         """
+        if on_error not in ("ignore", "warn", "fail"):
+            raise ValueError(f"on_error must be 'ignore', 'warn' or 'fail', not {on_error!r}")
         if isinstance(modules_names, (str, bytes)):
             raise TypeError("module_names must be a list of strings, not one string")
         names = list(modules_names)
         if not all(type(name) is str for name in names):
             raise TypeError("module_names must be a list of strings")
         self._preload_modules = names
+        self._preload_on_error = on_error
 
     def get_inherited_fds(self) -> list[int] | None:
         """The descriptors that came with this process; None if it is no child of the server."""
@@ -222,6 +233,7 @@ class ForkServer:
                 )
                 if key in data
             }
+            arguments["on_error"] = self._preload_on_error
         # What this program uses of the package its children use, too.
         arguments["modules"] = [name for name in sys.modules if name.startswith("billiard.")]
         clients, template = _core.request_sockets()
@@ -261,12 +273,12 @@ def main(
     sys_path: list[str] | None = None,
     main_name: str | None = None,
     modules: Sequence[str] = (),
+    on_error: str = "warn",
 ) -> None:
     """Be the template: import `preload`, then fork for whoever asks through `listener_fd`.
 
-    `alive_r` has no meaning any more: that all clients have gone shows on the socket itself. A
-    module that cannot be imported gives a warning; the children do without. `modules` are this
-    package's own.
+    `alive_r` has no meaning any more: that all clients have gone shows on the socket itself.
+    `modules` are this package's own; for `on_error` see `set_forkserver_preload`.
     """
     os.set_inheritable(listener_fd, False)
     if sys_path is not None:
@@ -281,6 +293,10 @@ def main(
             elif main_path is not None or main_name is not None:
                 _preload_main(main_path, main_name)
         except Exception as exc:
+            if on_error == "fail":
+                raise
+            if on_error == "ignore":
+                continue
             import warnings
 
             text = f"the fork server could not preload {name!r}: {type(exc).__name__}: {exc}"

@@ -11,13 +11,11 @@ from __future__ import annotations
 import os
 import sys
 
-from . import _core, process
+from . import _core, _standin, process
 from .common import TERM_SIGNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from .process import BaseProcess
 
 __all__ = ["Popen"]
@@ -26,17 +24,13 @@ __all__ = ["Popen"]
 _SIGKILL = 9
 
 
-def _flush(stream: Any) -> None:
-    try:  # noqa: SIM105  (contextlib is dear to import)
-        stream.flush()
-    except (AttributeError, ValueError):
-        pass  # there is none, or it is closed
-
-
 def flush_standard_streams() -> None:
     """What is buffered here must not be written a second time by a child."""
-    _flush(sys.stdout)
-    _flush(sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:  # noqa: SIM105  (contextlib is dear to import)
+            stream.flush()
+        except (AttributeError, ValueError):
+            pass  # there is none, or it is closed
 
 
 class Popen:
@@ -102,6 +96,7 @@ class Popen:
             raise RuntimeError("can't fork at interpreter shutdown")
         sys.audit("os.fork")
         process._make_no_input()
+        _standin.prepared(process.current_process)
         child = _core.fork()
         if child is not None:
             self._adopt(child)

@@ -16,23 +16,13 @@ import sys
 
 from . import _core, popen_fork, spawn
 from .compat import spawnv_passfds as spawnv_passfds
+from .spawn import _DupFd
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from .process import BaseProcess
 
 __all__ = ["Popen"]
-
-
-class _DupFd:
-    """Stands for a descriptor in the pickle: the child has it under the same number."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def detach(self) -> int:
-        """The descriptor, which is the caller's from now on."""
-        return self.fd
 
 
 class Popen(popen_fork.Popen):

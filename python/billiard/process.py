@@ -16,12 +16,12 @@ from __future__ import annotations
 import itertools
 import os
 import sys
-from _weakrefset import WeakSet
 
 from . import _core, _standin
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from _weakrefset import WeakSet
     from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
@@ -49,7 +49,9 @@ def parent_process() -> BaseProcess | None:
     global _parent_process
     me = _current_process
     if _parent_process is None and me._parent_pid is not None:
-        _parent_process = _ParentProcess(me._parent_name, me._parent_pid, me._parent_start)
+        from ._parent import ParentProcess
+
+        _parent_process = ParentProcess(me._parent_name, me._parent_pid, me._parent_start)
     return _parent_process
 
 
@@ -95,10 +97,11 @@ def _print_error(text: str) -> None:
 
 def _before_start() -> None:
     """What has to be there before a process has children."""
-    # At exit it terminates and joins them.
-    from . import util as util
-
-    _cleanup()
+    if "billiard.util" not in sys.modules:  # an import that does nothing is work for a fork, too
+        # At exit it terminates and joins them.
+        from . import util as util
+    if _children:
+        _cleanup()
     if "billiard.shared_memory" in sys.modules:
         # What the child may make there has to outlive it: a program has one tracker.
         from . import resource_tracker
@@ -113,31 +116,9 @@ def start_all(processes: Iterable[BaseProcess]) -> None:
     processes take hardly longer than one. If some cannot be started the others are, and the first
     error is raised.
     """
-    from . import context
+    from .popen_forkserver import start_all
 
-    processes = list(processes)
-    for process in processes:
-        process._check_startable()
-    _before_start()
-    default = context._default_context.get_start_method()
-    of_server = [p for p in processes if (p._start_method or default) == "forkserver"]
-    errors: list[OSError] = []
-    if of_server:
-        from .popen_forkserver import launch_all
-
-        for process, popen in zip(of_server, launch_all(of_server), strict=True):
-            if isinstance(popen, OSError):
-                errors.append(popen)
-            else:
-                process._became(popen)
-    for process in processes:
-        if process not in of_server:
-            try:
-                process.start()
-            except OSError as exc:
-                errors.append(exc)
-    if errors:
-        raise errors[0]
+    start_all(list(processes))
 
 
 class BaseProcess:
@@ -173,7 +154,8 @@ class BaseProcess:
     ) -> None:
         if group is not None:
             raise AssertionError("group argument must be None for now")
-        self._identity: tuple[int, ...] = (*_current_process._identity, next(_process_counter))
+        number = next(_process_counter)
+        self._identity: tuple[int, ...] = (*_current_process._identity, number)
         self._config: dict[str, Any] = _current_process._config.copy()
         self._parent_pid: int | None = os.getpid()
         self._parent_name = _current_process._name
@@ -182,11 +164,13 @@ class BaseProcess:
         self._target = target
         self._args = tuple(args)
         self._kwargs = dict(kwargs)
-        self._name = name or f"{type(self).__name__}-{':'.join(map(str, self._identity))}"
+        if not name:
+            path = number if len(self._identity) == 1 else ":".join(map(str, self._identity))
+            name = f"{type(self).__name__}-{path}"
+        self._name = name
         if daemon is not None:
             self.daemon = daemon
         self._controlled_termination = False
-        _dangling.add(self)
 
     def _check_closed(self) -> None:
         if self._closed:
@@ -216,7 +200,8 @@ class BaseProcess:
         `OSError` (with errno) if the system has no room for one more process or descriptor, and
         whatever pickling raises if the start method has to pickle what it cannot.
         """
-        self._check_startable()
+        if self._closed or self._popen is not None or self._parent_pid != os.getpid():
+            self._check_startable()
         _before_start()
         self._became(self._Popen(self))
 
@@ -269,9 +254,10 @@ class BaseProcess:
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until the process has ended, at most `timeout` seconds."""
-        self._check_closed()
-        self._check_parent("join")
-        popen = self._started("join")
+        if self._closed or self._popen is None or self._parent_pid != os.getpid():
+            self._check_closed()
+            self._check_parent("join")
+        popen = self._popen or self._started("join")
         if popen.wait(timeout) is not None:
             _children.discard(self)
             self._proxies = ()
@@ -388,6 +374,8 @@ class BaseProcess:
             if code is None:
                 status = "started"
             else:
+                if "_exitcode_to_name" not in globals():
+                    _make_exitcode_to_name()
                 status = f"stopped[{_exitcode_to_name.get(code, code)}]" if code else "stopped"
         daemon = " daemon" if self.daemon else ""
         return f"<{type(self).__name__}({self._name}, {status}{daemon})>"
@@ -399,54 +387,63 @@ class BaseProcess:
 
         Called in the child, by the start method. Nothing gets out of here but `os._exit`.
         """
-        exitcode = self._exit_status_of(self._enter)
-        if exitcode == 0:
-            exitcode = self._exit_status_of(self.run)
-        at_end = self._exit_status_of(_leave)
-        exitcode = exitcode or at_end
+        # After a fork, each function that is called and each object that is touched is memory that
+        # has to be copied. Therefore nothing is called here that would find nothing to do.
+        exitcode = 0
+        try:
+            self._enter()
+            self.run()
+        except BaseException as exc:
+            exitcode = self._exit_status_of(exc)
+        try:
+            _leave()
+        except BaseException as exc:
+            at_end = self._exit_status_of(exc)
+            exitcode = exitcode or at_end
         util = _util()
-        if util is not None:
+        if util is not None and util._logger is not None:
             util.info("process %s exiting with exitcode %d", os.getpid(), exitcode)
         _maybe_flush(sys.stdout)
         _maybe_flush(sys.stderr)
         return exitcode
 
-    def _exit_status_of(self, step: Callable[[], object]) -> int:
-        """What the process would exit with if it ended with `step`; reports what went wrong."""
-        try:
-            step()
-        except SystemExit as exc:
+    def _exit_status_of(self, exc: BaseException) -> int:
+        """What a process exits with that ends with `exc`; reports what went wrong."""
+        if isinstance(exc, SystemExit):
             if exc.code is None:
                 return 0
             if isinstance(exc.code, int):
                 return exc.code
             _print_error(str(exc.code))
             return 1
-        except BaseException:
-            util = _util()
-            if util is not None:
-                util.error("Process %s", self._name, exc_info=True)
-            import traceback
+        util = _util()
+        if util is not None:
+            util.error("Process %s", self._name, exc_info=True)
+        import traceback
 
-            _print_error(f"Process {self._name}:\n{traceback.format_exc().rstrip()}")
-            return 1
-        return 0
+        _print_error(f"Process {self._name}:\n{traceback.format_exc().rstrip()}")
+        return 1
 
     def _enter(self) -> None:
         """Make this process the one that it is for: forget the parent's state."""
-        global _children, _parent_process, _process_counter
+        global _born, _children, _current_process, _parent_process, _process_counter
         if self._start_method is not None:
-            from . import context
-
-            context._force_start_method(self._start_method)
+            _force_start_method(self._start_method)
+        _born = os.getpid()
         _process_counter = itertools.count(1)
         # Held until the after-fork callbacks have run: their objects may hang on these.
         inherited = _children, _current_process
         _children = set()
         _replace_stdin()
         _parent_process = None
-        _set_current_process(self)
-        _standin.install(current_process)
+        there = sys.modules.get("multiprocessing")
+        if there is None:
+            _current_process = self
+            sys.modules["multiprocessing"] = _standin.prepared(current_process)
+        else:
+            _set_current_process(self)
+            if there is _standin._stand_in:
+                _standin.renew_lock()
         threading: Any = sys.modules.get("threading")
         if threading is not None:
             # Inherited from the parent where the thread was forked.
@@ -457,13 +454,16 @@ class BaseProcess:
         if util is not None:
             if util._finalizer_registry:
                 util._finalizer_registry.clear()
-            util._run_after_forkers()
-            util.info("child process %s calling self.run()", self.pid)
+            if util._afterfork_registry.data or "multiprocessing.util" in sys.modules:
+                util._run_after_forkers()
+            if util._logger is not None:
+                util.info("child process %s calling self.run()", self.pid)
         del inherited
 
 
-#: what children have as standard input, and which file that is
+#: what children have as standard input, its descriptor, and which file that is
 _no_input: Any = None
+_no_input_fd = -1
 _no_input_file: tuple[int, int] | None = None
 
 
@@ -473,24 +473,33 @@ def _make_no_input() -> None:
     A parent that forks does it for its children: to make it costs more than their other
     preparations together.
     """
-    global _no_input, _no_input_file
+    global _no_input, _no_input_fd, _no_input_file
     if _no_input is not None:
         try:
-            if _core.file_identity(_no_input.fileno()) == _no_input_file:
+            if _core.file_identity(_no_input_fd) == _no_input_file:
                 return
         except OSError:
             pass  # somebody has closed all descriptors
-    fd = os.open(os.devnull, os.O_RDONLY)
-    _no_input_file = _core.file_identity(fd)
+    _no_input_fd = os.open(os.devnull, os.O_RDONLY)
+    _no_input_file = _core.file_identity(_no_input_fd)
     # Open to the end, without a warning that it is.
-    _no_input = open(fd, encoding="utf-8", closefd=False)  # noqa: SIM115
+    _no_input = open(_no_input_fd, encoding="utf-8", closefd=False)  # noqa: SIM115
 
 
 def _replace_stdin() -> None:
     """Children do not read what is meant for the program."""
-    if sys.stdin is not None and sys.stdin is not _no_input:
+    global _no_input
+    if sys.stdin is not None and sys.stdin is _no_input:
+        if not _no_input.closed:
+            return
+        _no_input = None  # the parent had it, and has closed it
+    if sys.stdin is not None:
         try:
-            sys.stdin.close()
+            try:
+                # Closes all of it, and is a third of the work.
+                sys.stdin.buffer.raw.close()  # type: ignore[union-attr]
+            except AttributeError:
+                sys.stdin.close()
             if _no_input is None:
                 _make_no_input()
             sys.stdin = _no_input
@@ -509,10 +518,15 @@ def _util() -> Any:
 def _leave() -> None:
     """The end of a child: wait for its threads and children, run its finalizers."""
     threading: Any = sys.modules.get("threading")
-    if threading is not None:
+    if threading is not None and (len(threading._active) != 1 or threading._threading_atexits):
         threading._shutdown()
     util = _util()
-    if util is not None:
+    if util is not None and (
+        util._finalizer_registry
+        or _children
+        or util._logger is not None
+        or "multiprocessing.util" in sys.modules
+    ):
         util._exit_function()
 
 
@@ -544,54 +558,8 @@ class _MainProcess(BaseProcess):
         """Does nothing: there is no end of it to wait for."""
 
 
-class _ParentProcess(BaseProcess):
-    """What a child knows of the process that started it.
-
-    The descriptor to wait with is opened at first use. `start` (see `_core.process_start_time`) is
-    None where the process is the kernel's parent of this one, too.
-    """
-
-    _sentinel: int
-
-    def __init__(self, name: str, pid: int, start: int | None) -> None:
-        self._identity = ()
-        self._name = name
-        self._pid = pid
-        self._start = start
-        self._parent_pid = None
-        self._popen = None
-        self._closed = False
-        self._config = {}
-
-    @property
-    def ident(self) -> int:
-        """The process number."""
-        return self._pid
-
-    pid = ident
-
-    @property
-    def sentinel(self) -> int:
-        """A descriptor that becomes readable when the parent ends."""
-        try:
-            return self._sentinel
-        except AttributeError:
-            self._sentinel = _core.watch_process(self._pid, self._start)
-            return self._sentinel
-
-    def is_alive(self) -> bool:
-        """Whether the parent still runs."""
-        from .connection import wait
-
-        return not wait([self.sentinel], timeout=0)
-
-    def join(self, timeout: float | None = None) -> None:
-        """Wait until the parent has ended, at most `timeout` seconds."""
-        from .connection import wait
-
-        wait([self.sentinel], timeout)
-
-
+#: the last process on the way here that billiard made
+_born = -1
 _parent_process: BaseProcess | None = None
 _current_process: BaseProcess = _MainProcess()
 _process_counter = itertools.count(1)
@@ -600,18 +568,39 @@ _children: set[BaseProcess] = set()
 Process = BaseProcess
 
 
-def _signal_names() -> dict[int, str]:
+#: sets the start method of the default context (`context` imports this module, and puts it here)
+_force_start_method: Any = None
+
+#: the names that `repr` has for the exit codes of killed processes; made when they are asked for
+_exitcode_to_name: dict[int, str]
+
+
+def _make_exitcode_to_name() -> None:
+    global _exitcode_to_name
     import _signal  # type: ignore[import-not-found]  # the enums of `signal` are dear
 
-    return {
+    _exitcode_to_name = {
         -number: name
         for name, number in vars(_signal).items()
         if name.startswith("SIG") and "_" not in name
     }
 
 
-#: the names that `repr` has for the exit codes of killed processes
-_exitcode_to_name = _signal_names()
+def _find_dangling() -> WeakSet[BaseProcess]:
+    """Every process object alive, for tests that look for leaks."""
+    import gc
+    from _weakrefset import WeakSet
 
-#: every process object alive, for tests that look for leaks
-_dangling: WeakSet[BaseProcess] = WeakSet()
+    objects = gc.get_objects()
+    return WeakSet(thing for thing in objects if issubclass(type(thing), BaseProcess))
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name == "_exitcode_to_name":
+            _make_exitcode_to_name()
+            return _exitcode_to_name
+        if name == "_dangling":
+            return _find_dangling()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -279,6 +279,17 @@ def _tracker_fd(name: str) -> int | None:
 # ---- in the child ----
 
 
+class _DupFd:
+    """Stands for a descriptor in the pickle: the child has it under the same number."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's from now on."""
+        return self.fd
+
+
 def spawn_main(
     pipe_handle: int, parent_pid: int | None = None, tracker_fd: int | None = None
 ) -> None:
@@ -287,7 +298,7 @@ def spawn_main(
         raise AssertionError("not the command line of a child")
     if tracker_fd is not None:
         _use_tracker("semaphore_tracker", tracker_fd)
-    sys.exit(_main(pipe_handle))
+    _live(pipe_handle)
 
 
 def spare_main(socket: int, interrupts_blocked: bool) -> None:
@@ -302,7 +313,7 @@ def spare_main(socket: int, interrupts_blocked: bool) -> None:
     if message is None:
         os._exit(0)
     _signal.signal(_signal.SIGINT, interrupt)
-    sys.exit(_main(message))
+    _live(message)
 
 
 def _use_tracker(name: str, fd: int) -> None:
@@ -313,6 +324,11 @@ def _use_tracker(name: str, fd: int) -> None:
 
 def _main(fd: int) -> int:
     """Read the message from `fd` and run its process; returns the exit status."""
+    return _load(fd)._bootstrap()
+
+
+def _load(fd: int) -> process.BaseProcess:
+    """Read the message from `fd`: prepare this process, return its object."""
     from _pickle import load  # without `pickle`, which imports `re`
 
     _Django_old_layout_hack__load()
@@ -325,7 +341,86 @@ def _main(fd: int) -> int:
             process_obj: process.BaseProcess = load(message)
         finally:
             del current._inheriting
-    return process_obj._bootstrap()
+    return process_obj
+
+
+#: how many objects a child that is importing makes before the collector looks for garbage
+_UNCOLLECTED = 50_000
+
+
+def _live(fd: int) -> None:
+    """Be the process of the message in `fd`, in an interpreter that was started for it; exits."""
+    import gc
+
+    # Next to nothing that is made by imports is garbage: Python's own threshold would have all of
+    # it looked at again and again.
+    usual = gc.get_threshold()
+    rare = (max(usual[0], _UNCOLLECTED) if usual[0] else 0, *usual[1:])
+    gc.set_threshold(*rare)
+    try:
+        process_obj = _load(fd)
+    finally:
+        if gc.get_threshold() == rare:  # nobody has chosen another one meanwhile
+            gc.set_threshold(*usual)
+            if not gc.get_freeze_count():  # nobody has frozen anything, nor has the interpreter
+                # All that is there counts as old now, without being looked at.
+                gc.freeze()
+                gc.unfreeze()
+    _end(process_obj._bootstrap())
+
+
+#: modules of Python's own with objects that do more at their end than Python is told of
+_WITH_ENDS = {"_ctypes", "_dbm", "_gdbm", "_sqlite3"}
+
+
+def _end(status: int) -> None:
+    """Exit as `sys.exit(status)` does; without taking the interpreter apart if nobody can tell.
+
+    That takes longer than most of a child's start. What it would do for a program is done here:
+    functions of `atexit`, flushing of standard streams; and it is left to Python where it calls a
+    finalizer, writes what an open file has buffered, or might run code of an extension module.
+    """
+    import atexit
+
+    atexit._run_exitfuncs()
+    try:
+        if not (sys.flags.dev_mode or sys.flags.inspect) and _is_tidy():
+            for stream in (sys.stdout, sys.stderr):
+                if stream is not None:
+                    stream.flush()
+            _core.exit(status & 0xFF)
+    except Exception:
+        pass  # Python knows what to print, and what to exit with
+    sys.exit(status)
+
+
+def _is_tidy() -> bool:
+    """Whether nothing is left that anything would happen to if the interpreter was taken apart."""
+    modules = sys.modules
+    if not _WITH_ENDS.isdisjoint(modules):
+        return False
+    known = sys.stdlib_module_names
+    for name, module in list(modules.items()):
+        if name not in known and name.partition(".")[0] not in known and name != _core.__name__:
+            # Not by its attribute, which may be one that imports something.
+            file = vars(module).get("__file__")
+            if file is not None and file.endswith(".so"):
+                return False
+    import _io
+    import gc
+
+    harmless = {_io.FileIO, _io.BufferedReader, _io.BytesIO, _io.StringIO}
+    writing = {_io.TextIOWrapper, _io.BufferedWriter, _io.BufferedRandom}
+    streams = [sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__, sys.__stderr__]
+    standard = {id(stream) for stream in streams}
+    standard.update(id(getattr(stream, "buffer", None)) for stream in streams)
+    for thing in _core.with_finalizers(gc.get_objects()):
+        kind = type(thing)
+        if kind in harmless or id(thing) in standard:
+            continue
+        if kind not in writing or (not thing.closed and thing.writable()):
+            return False
+    return True
 
 
 def prepare(data: dict[str, Any]) -> None:

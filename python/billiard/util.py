@@ -239,7 +239,7 @@ _afterfork_counter = itertools.count()
 
 def _run_own_after_forkers() -> None:
     if not _afterfork_registry:
-        return  # memory that is only looked at stays shared with the parent
+        return
     for (_, _, func), obj in sorted(_afterfork_registry.items(), key=lambda item: item[0][0]):
         try:
             func(obj)
@@ -405,13 +405,15 @@ def _exit_function() -> None:
     if _exiting:
         return
     _exiting = True
-    info("process shutting down")
-    debug('running all "atexit" finalizers with priority >= 0')
+    if _logger is not None:
+        info("process shutting down")
+        debug('running all "atexit" finalizers with priority >= 0')
     if _finalizer_registry:
         _run_finalizers(0)
     if process._children:
         _end_children()
-    debug('running the remaining "atexit" finalizers')
+    if _logger is not None:
+        debug('running the remaining "atexit" finalizers')
     if _finalizer_registry:
         _run_finalizers()
     _stdlib.at_exit()

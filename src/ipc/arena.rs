@@ -351,6 +351,38 @@ pub fn borrow(id: u128, fd: i32, promises: &[Promise]) -> nix::Result<Arc<Segmen
     Ok(segment)
 }
 
+/// A moment in the life of this process, to know later who has branched off since: for memory that
+/// is not in the arena, but that a forked child sees all the same. *Process-local*.
+#[derive(Debug)]
+pub struct Moment {
+    segment: Arc<Segment>,
+    epoch: u64,
+}
+
+impl Moment {
+    pub fn now() -> nix::Result<Self> {
+        install();
+        let mut known = STATE.lock().moment();
+        if known.is_none() {
+            let block = Block::new(1)?; // in a segment whose table takes note from now on
+            known = STATE.lock().moment();
+            drop(block);
+        }
+        known.ok_or(Errno::ENOMEM)
+    }
+
+    /// Whether no living process has branched off since.
+    pub fn is_over(&self) -> bool {
+        let now = STATE.lock().epoch;
+        now == self.epoch
+            || self
+                .segment
+                .table()
+                .and_then(|table| table.living(&System))
+                .is_some_and(|living| living.cannot_see(self.epoch, now))
+    }
+}
+
 /// The real world, for family tables.
 struct System;
 
@@ -419,6 +451,20 @@ impl State {
             .iter()
             .filter_map(|known| known.segment.upgrade())
             .find(|s| s.id == id)
+    }
+
+    fn moment(&self) -> Option<Moment> {
+        let segments = self
+            .known
+            .iter()
+            .filter_map(|known| known.segment.upgrade());
+        segments
+            .into_iter()
+            .find(|segment| segment.kind == Kind::Common && segment.is_ours())
+            .map(|segment| Moment {
+                segment,
+                epoch: self.epoch,
+            })
     }
 
     /// Notes that the segment is mapped here, and seen through these births too.

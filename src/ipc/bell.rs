@@ -18,16 +18,16 @@
 //! so that a late clearing cannot take the bit of the next sleep away. What a ringer published
 //! that died before its wake-up, the engine finds: it looks at every ring after every death.
 
-use super::atomic::{AtomicU32, Ordering, fence};
+use super::atomic::{AtomicU64, Ordering, fence};
 
-pub const CALLER: u32 = 1;
-pub const ENGINE: u32 = 2;
-const BITS: u32 = CALLER | ENGINE;
-const TURN: u32 = BITS + 1;
+pub const CALLER: u64 = 1;
+pub const ENGINE: u64 = 2;
+const BITS: u64 = CALLER | ENGINE;
+const TURN: u64 = BITS + 1;
 
 /// Sleeper: asks to be woken and returns the value to sleep on. It must look for results once more
 /// before it sleeps.
-pub fn listen(word: &AtomicU32, bit: u32) -> u32 {
+pub fn listen(word: &AtomicU64, bit: u64) -> u64 {
     let value = word.fetch_or(bit, Ordering::SeqCst) | bit;
     fence(Ordering::SeqCst);
     value
@@ -35,7 +35,7 @@ pub fn listen(word: &AtomicU32, bit: u32) -> u32 {
 
 /// Sleeper: does not need to be woken any more. A new turn, too: else a ringer that saw this sleep
 /// and clears late would take the bit of the next one.
-pub fn ignore(word: &AtomicU32, bit: u32) {
+pub fn ignore(word: &AtomicU64, bit: u64) {
     let mut value = word.load(Ordering::SeqCst);
     while value & bit != 0 {
         let next = (value & !bit).wrapping_add(TURN);
@@ -48,7 +48,7 @@ pub fn ignore(word: &AtomicU32, bit: u32) {
 
 /// Ringer, after publishing: wakes whoever wants it. `wake` gets the bits that are set and returns
 /// those whose sleeper it has certainly reached.
-pub fn ring(word: &AtomicU32, mut wake: impl FnMut(u32) -> u32) {
+pub fn ring(word: &AtomicU64, mut wake: impl FnMut(u64) -> u64) {
     fence(Ordering::SeqCst);
     let mut value = word.load(Ordering::SeqCst);
     while value & BITS != 0 {
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn one_wake_up_per_sleep_and_none_without() {
-        let word = AtomicU32::new(0);
+        let word = AtomicU64::new(0);
         let mut calls = 0;
         let mut go = |reached| {
             ring(&word, |bits| {
@@ -102,7 +102,6 @@ mod tests {
 
 #[cfg(all(test, loom))]
 mod models {
-    use loom::sync::atomic::AtomicU64;
     use loom::sync::{Arc, Mutex};
     use loom::thread;
 
@@ -116,7 +115,7 @@ mod models {
     }
 
     struct Model {
-        word: AtomicU32,
+        word: AtomicU64,
         results: AtomicU64,
         futex: Mutex<Futex>,
     }
@@ -170,7 +169,7 @@ mod models {
             builder.preemption_bound = Some(3);
             builder.check(move || {
                 let m = Arc::new(Model {
-                    word: AtomicU32::new(0),
+                    word: AtomicU64::new(0),
                     results: AtomicU64::new(0),
                     futex: Mutex::new(Futex::default()),
                 });

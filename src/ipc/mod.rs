@@ -8,6 +8,7 @@ pub mod channel;
 pub mod claim;
 pub mod condition;
 pub mod event;
+pub mod extents;
 pub mod family;
 pub mod fifo;
 pub mod frame;

@@ -109,7 +109,7 @@ pub fn pop<S: Store, T>(
             if to_end as u64 > filled {
                 return Err(Corrupt);
             }
-            head += to_end as u64;
+            head = head.wrapping_add(to_end as u64);
             continue;
         }
         if padded(len) > to_end || padded(len) as u64 > filled {
@@ -118,7 +118,7 @@ pub fn pop<S: Store, T>(
         let taken = take(tag, store.bytes(offset + HEADER, len));
         store
             .head()
-            .store(head + padded(len) as u64, Ordering::Release);
+            .store(head.wrapping_add(padded(len) as u64), Ordering::Release);
         return Ok(Some(taken));
     }
 }
@@ -218,6 +218,20 @@ mod tests {
             }
             ring.tail.store(random(&mut state) % 200, Ordering::Relaxed);
             while let Ok(Some(())) = pop(&ring, |_, _| ()) {}
+        }
+    }
+
+    #[test]
+    fn cursors_out_of_numbers_are_no_panic() {
+        for pad in [0, PAD] {
+            let ring = Memory::new(64);
+            ring.head.store(u64::MAX - 7, Ordering::Relaxed);
+            ring.tail.store(8, Ordering::Relaxed);
+            ring.write(64 - HEADER, &header(0, pad));
+            assert_eq!(
+                pop(&ring, |tag, bytes| (tag, bytes.len())),
+                Ok(Some((0, 0)))
+            );
         }
     }
 }

@@ -19,14 +19,14 @@
 //! its owner dies first, or took another task meanwhile, the promise is passed on (by the engine,
 //! which wakes everybody after a death, and by [`leave`]).
 
-use super::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use super::atomic::{AtomicU64, Ordering, fence};
 
 /// Where the words are.
 pub trait Beds {
     /// How many workers there can be: a multiple of 64.
     fn count(&self) -> usize;
     fn bits(&self, index: usize) -> &AtomicU64;
-    fn word(&self, worker: usize) -> &AtomicU32;
+    fn word(&self, worker: usize) -> &AtomicU64;
 }
 
 /// Worker: announces that it is going to sleep. It must look for work once more after this.
@@ -81,14 +81,14 @@ pub mod testing {
 
     pub struct Dormitory {
         pub bits: AtomicU64,
-        pub words: Vec<AtomicU32>,
+        pub words: Vec<AtomicU64>,
     }
 
     impl Dormitory {
         pub fn new(n: usize) -> Self {
             Self {
                 bits: AtomicU64::new(0),
-                words: (0..n).map(|_| AtomicU32::new(0)).collect(),
+                words: (0..n).map(|_| AtomicU64::new(0)).collect(),
             }
         }
     }
@@ -100,7 +100,7 @@ pub mod testing {
         fn bits(&self, _: usize) -> &AtomicU64 {
             &self.bits
         }
-        fn word(&self, worker: usize) -> &AtomicU32 {
+        fn word(&self, worker: usize) -> &AtomicU64 {
             &self.words[worker]
         }
     }

@@ -15,8 +15,8 @@ use super::error::os_error;
 use super::lent::{LEAST, Lent, MOST};
 use crate::ipc::frame::{Decoder, Header, next_room};
 use crate::ipc::spin::Spinner;
+use crate::sys::cpu::many_cpus;
 use crate::sys::io::{self, Source, Target};
-use crate::sys::parking::many_cpus;
 
 /// A message that has come in part.
 #[derive(Default)]

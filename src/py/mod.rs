@@ -11,10 +11,13 @@ pub mod late;
 
 mod codec;
 mod connection;
+mod exit;
 mod forkserver;
 mod framing;
 mod heap;
 mod lent;
+mod payload;
+mod pool;
 mod process;
 mod queues;
 mod shared_memory;
@@ -29,8 +32,11 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     codec::register(module)?;
     connection::register(module)?;
+    exit::register(module)?;
     forkserver::register(module)?;
     heap::register(module)?;
+    payload::register(module)?;
+    pool::register(module)?;
     process::register(module)?;
     queues::register(module)?;
     shared_memory::register(module)?;

@@ -4,22 +4,26 @@ use std::ffi::CString;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::block::{Deadline, block_on};
 use super::error::{os_error, os_error_with_filename};
-use crate::sys::io::into_raw;
+use crate::sys::fork::pid;
+use crate::sys::io::{from_raw, into_raw};
 use crate::sys::lifeline::{end_for_children, hold_on};
 use crate::sys::poll::poll_one;
 use crate::sys::process::{self, ForkPlan, Sentinel, Started};
 use crate::sys::spare;
-use crate::sys::spawn::{Program, memory_file as new_memory_file, spawn as spawn_program};
+use crate::sys::spawn::{
+    Program, memory_file as new_memory_file, spawn as spawn_program, spawn_aside,
+};
 use crate::sys::template;
 
 /// No process ends with this.
@@ -259,19 +263,88 @@ fn fork(py: Python<'_>) -> PyResult<Option<Child>> {
 /// `fds` beside 0, 1 and 2. OSError if it cannot be started.
 #[pyfunction]
 fn spawn(py: Python<'_>, path: Vec<u8>, args: Vec<Vec<u8>>, fds: Vec<RawFd>) -> PyResult<Child> {
+    let program = program(path, args, fds)?;
+    let name = program.path.to_string_lossy().into_owned();
+    py.detach(|| spawn_program(program))
+        .map(|started| Child::new(started, None))
+        .map_err(|errno| os_error_with_filename(errno, &name))
+}
+
+fn program(path: Vec<u8>, args: Vec<Vec<u8>>, fds: Vec<RawFd>) -> PyResult<Program> {
     let text = |bytes| CString::new(bytes).map_err(|_| PyValueError::new_err("embedded null byte"));
     if args.is_empty() {
         return Err(PyValueError::new_err(
             "a program needs at least its name as an argument",
         ));
     }
-    let path = text(path)?;
-    let name = path.to_string_lossy().into_owned();
-    let argv = args.into_iter().map(text).collect::<PyResult<_>>()?;
-    let program = Program { path, argv, fds };
-    py.detach(|| spawn_program(program))
-        .map(|started| Child::new(started, None))
-        .map_err(|errno| os_error_with_filename(errno, &name))
+    Ok(Program {
+        path: text(path)?,
+        argv: args.into_iter().map(text).collect::<PyResult<_>>()?,
+        fds,
+        mask: None,
+    })
+}
+
+/// A program that is being started, by a thread that does nothing else. Process-local: a forked
+/// child, which has no such thread, cannot use it.
+#[pyclass(frozen, module = "billiard._core")]
+struct Starting {
+    /// `None` once the child has been taken. Locked for an instant, with the GIL.
+    thread: Mutex<Option<JoinHandle<nix::Result<Started>>>>,
+    name: String,
+    /// Of the process that has the thread.
+    owner: u32,
+}
+
+#[pymethods]
+impl Starting {
+    /// As `spawn`, but returns at once, and takes the descriptors `fds` over.
+    #[new]
+    fn new(path: Vec<u8>, args: Vec<Vec<u8>>, fds: Vec<RawFd>) -> PyResult<Self> {
+        let kept = take_over(&fds);
+        let program = program(path, args, fds)?;
+        let name = program.path.to_string_lossy().into_owned();
+        let thread = spawn_aside(program, kept).map_err(|error| {
+            os_error(error.raw_os_error().map_or(Errno::EAGAIN, Errno::from_raw))
+        })?;
+        Ok(Self {
+            thread: Mutex::new(Some(thread)),
+            name,
+            owner: pid(),
+        })
+    }
+
+    /// The child, as soon as it exists; once. OSError if it could not be started.
+    fn child(&self, py: Python<'_>) -> PyResult<Child> {
+        let thread = (self.owner == pid())
+            .then(|| self.thread.lock().take())
+            .flatten();
+        let Some(thread) = thread else {
+            return Err(PyValueError::new_err("the child has been taken"));
+        };
+        match py.detach(|| thread.join()) {
+            Ok(Ok(started)) => Ok(Child::new(started, None)),
+            Ok(Err(errno)) => Err(os_error_with_filename(errno, &self.name)),
+            Err(_) => Err(PyRuntimeError::new_err(
+                "the thread that starts it has failed",
+            )),
+        }
+    }
+}
+
+impl Drop for Starting {
+    fn drop(&mut self) {
+        if self.owner != pid() {
+            // The thread is the parent's, and its handle means nothing here.
+            std::mem::forget(self.thread.get_mut().take());
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn take_over(fds: &[RawFd]) -> Vec<OwnedFd> {
+    // SAFETY: the caller gives them away, as the documentation says.
+    fds.iter().map(|fd| unsafe { from_raw(*fd) }).collect()
 }
 
 /// A descriptor to read `data` from: a file in memory, without a name.
@@ -333,6 +406,7 @@ fn file_identity(fd: RawFd) -> PyResult<(u64, u64)> {
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Child>()?;
+    module.add_class::<Starting>()?;
     module.add_function(wrap_pyfunction!(fork, module)?)?;
     module.add_function(wrap_pyfunction!(spawn, module)?)?;
     module.add_function(wrap_pyfunction!(memory_file, module)?)?;

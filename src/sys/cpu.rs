@@ -1,8 +1,17 @@
-//! Which processor this thread runs on, as a word that others can look at.
+//! The processors that this process may run on, and the one that a thread is on.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::parking::many_cpus;
+/// Whether there is more than one (spinning pays only then).
+pub fn many_cpus() -> bool {
+    // SAFETY: plain data, filled by the call.
+    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is as large as stated.
+    let failed =
+        unsafe { libc::sched_getaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &mut set) };
+    // SAFETY: reads the set filled above.
+    failed == 0 && unsafe { libc::CPU_COUNT(&set) } > 1
+}
 
 fn current() -> u64 {
     // SAFETY: has no preconditions; an error (-1) becomes 0, not known.

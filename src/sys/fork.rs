@@ -15,6 +15,7 @@
 //! lock guards in a state that some thread left complete.
 
 use std::cell::UnsafeCell;
+use std::mem::ManuallyDrop;
 use std::ops::{Deref, DerefMut};
 use std::sync::Once;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -62,6 +63,43 @@ pub fn on_fork(prepare: extern "C" fn(), parent: extern "C" fn(), child: extern 
     // SAFETY: the three are functions of this library, which is never unloaded.
     let failed = unsafe { libc::pthread_atfork(Some(prepare), Some(parent), Some(child)) };
     assert!(failed == 0, "pthread_atfork: out of memory");
+}
+
+/// A value that a forked child does not drop: a thread that the child does not have may have been
+/// changing it at the fork. *Process-local*; in the child it cannot be looked at.
+#[derive(Debug)]
+pub struct Kept<T> {
+    owner: u32,
+    value: ManuallyDrop<T>,
+}
+
+impl<T> Kept<T> {
+    pub fn new(value: T) -> Self {
+        Self {
+            owner: pid(),
+            value: ManuallyDrop::new(value),
+        }
+    }
+
+    /// The value in any process, for what can be done with it in a forked child.
+    pub fn foreign(&self) -> &T {
+        &self.value
+    }
+
+    /// The value, in the process that made it.
+    #[inline]
+    pub fn get(&self) -> Option<&T> {
+        (self.owner == pid()).then_some(&*self.value)
+    }
+}
+
+impl<T> Drop for Kept<T> {
+    fn drop(&mut self) {
+        if self.owner == pid() {
+            // SAFETY: dropped here and nowhere else, and not used after.
+            unsafe { ManuallyDrop::drop(&mut self.value) };
+        }
+    }
 }
 
 /// A mutex that can be held across a fork. *Process-local*; the child inherits it free.

@@ -269,7 +269,7 @@ impl Deref for WordsRef {
 }
 
 /// Bytes of memory and swap that this machine has: what is larger can never be filled.
-fn system_memory() -> u64 {
+pub fn system_memory() -> u64 {
     // SAFETY: plain data, filled by the call.
     let mut info: libc::sysinfo = unsafe { std::mem::zeroed() };
     // SAFETY: writes to the struct given.

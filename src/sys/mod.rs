@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod cpu;
+pub mod descriptor;
 pub mod errno;
 pub mod extent;
 pub mod fdpass;
@@ -13,7 +14,6 @@ pub mod io;
 pub mod life;
 pub mod lifeline;
 pub mod memory;
-pub mod parking;
 pub mod pidfd;
 pub mod poll;
 pub mod posix_semaphore;

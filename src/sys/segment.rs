@@ -11,10 +11,14 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
-use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
+use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, munmap};
+use nix::sys::stat::fstat;
 use nix::unistd::ftruncate;
+
+use super::descriptor::Descriptor;
+use super::io::{self, Source, Target};
 
 pub const PAGE: usize = 4096;
 
@@ -78,6 +82,14 @@ impl Map {
         unsafe { &*self.base.as_ptr().add(offset).cast::<AtomicU32>() }
     }
 
+    /// Copies what others may be writing to at the same time to `offset`.
+    pub fn copy_in(&self, offset: usize, bytes: Source<'_>) {
+        assert!(offset <= self.len && bytes.len() <= self.len - offset);
+        // SAFETY: the target range is inside the mapping (asserted).
+        let mut target = unsafe { Target::from_raw(self.base.as_ptr().add(offset), bytes.len()) };
+        target.copy_from(bytes);
+    }
+
     /// Copies `bytes` to `offset`.
     pub fn write(&self, offset: usize, bytes: &[u8]) {
         assert!(offset <= self.len && bytes.len() <= self.len - offset);
@@ -103,6 +115,18 @@ impl Map {
         // values.
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), len) }
     }
+
+    /// Makes the page tables for pages that exist, in one go and not one fault after the other.
+    /// Kernels before 5.14 cannot; nothing but time is lost then.
+    fn withhold(&self) {
+        // SAFETY: changes what forks do with this mapping, which nobody relies on in a child.
+        let _ = unsafe { madvise(self.base.cast(), self.len, MmapAdvise::MADV_DONTFORK) };
+    }
+
+    pub fn prefault(&self) {
+        // SAFETY: only looks at pages of this mapping.
+        let _ = unsafe { madvise(self.base.cast(), self.len, MmapAdvise::MADV_POPULATE_READ) };
+    }
 }
 
 impl Drop for Map {
@@ -115,22 +139,31 @@ impl Drop for Map {
 /// A memfd with its head mapped.
 #[derive(Debug)]
 pub struct Segment {
-    fd: OwnedFd,
+    fd: Descriptor,
     head: Map,
 }
 
 impl Segment {
     /// A fresh segment, all zero, whose first `head` bytes are mapped.
     pub fn create(name: &CStr, head: usize) -> nix::Result<Self> {
-        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC)?;
+        let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         ftruncate(&fd, head as libc::off_t)?;
+        // Nobody can shorten it under a mapping, which would be SIGBUS.
+        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
+        fcntl(&fd, FcntlArg::F_ADD_SEALS(seals))?;
         Self::open(fd, head)
     }
 
-    /// The segment behind a descriptor that another process made.
+    /// The segment behind a descriptor that another process made; `EINVAL` if it is too short.
     pub fn open(fd: OwnedFd, head: usize) -> nix::Result<Self> {
+        if usize::try_from(fstat(&fd)?.st_size).unwrap_or(0) < head {
+            return Err(Errno::EINVAL);
+        }
         let map = Map::new(fd.as_fd(), 0, head, MapFlags::MAP_SHARED)?;
-        Ok(Self { fd, head: map })
+        Ok(Self {
+            fd: Descriptor::new(fd),
+            head: map,
+        })
     }
 
     pub fn head(&self) -> &Map {
@@ -138,40 +171,86 @@ impl Segment {
     }
 
     pub fn raw_fd(&self) -> i32 {
-        self.fd.as_raw_fd()
+        self.fd.raw()
+    }
+
+    /// Closes the descriptor: no more extents can be made or mapped. What is mapped stays.
+    pub fn close(&self) {
+        self.fd.close();
+    }
+
+    /// Forked children do not get the mapping of the head.
+    pub fn withhold(&self) {
+        self.head.withhold();
     }
 
     /// Makes the file at least `end` bytes long and gives `[offset, end)` real pages, so that a
     /// full disk or memory limit is an error here and not a SIGBUS at the first write.
     pub fn reserve(&self, offset: usize, end: usize) -> nix::Result<()> {
+        let fd = self.fd.get()?;
         loop {
             let len = (end - offset) as libc::off_t;
-            match fallocate(
-                &self.fd,
-                FallocateFlags::empty(),
-                offset as libc::off_t,
-                len,
-            ) {
+            match fallocate(&fd, FallocateFlags::empty(), offset as libc::off_t, len) {
                 Err(Errno::EINTR) => {}
                 other => return other,
             }
         }
     }
 
+    /// How long the file is; it never gets shorter.
+    pub fn file_len(&self) -> nix::Result<usize> {
+        Ok(usize::try_from(fstat(self.fd.get()?)?.st_size).unwrap_or(0))
+    }
+
+    /// How much memory the file takes.
+    pub fn resident_bytes(&self) -> nix::Result<usize> {
+        Ok(usize::try_from(fstat(self.fd.get()?)?.st_blocks * 512).unwrap_or(0))
+    }
+
+    /// Writes without a mapping, which is what new pages cost least with. The file gets longer as
+    /// needed; no memory is an error.
+    pub fn write_at(&self, offset: usize, bytes: Source<'_>) -> nix::Result<()> {
+        io::write_at(self.fd.get()?.as_raw_fd(), bytes, offset)
+    }
+
+    /// Reads without a mapping: exactly `len` bytes. `EIO` if the file ends before, `ENOMEM` if
+    /// there is no memory for so many.
+    pub fn read_at(&self, offset: usize, len: usize) -> nix::Result<Vec<u8>> {
+        let mut bytes = io::vec_with_room(len)?;
+        let file = self.fd.get()?;
+        while bytes.len() < len {
+            let (fd, done) = (file.as_raw_fd(), bytes.len());
+            let room = &mut bytes.spare_capacity_mut()[..len - done];
+            let (start, count) = (room.as_mut_ptr().cast(), room.len());
+            // SAFETY: writes at most `count` bytes to the room that was reserved for them.
+            let got = unsafe { libc::pread(fd, start, count, (offset + done) as libc::off_t) };
+            match Errno::result(got) {
+                Ok(0) => return Err(Errno::EIO),
+                // SAFETY: so many bytes more have been written.
+                Ok(n) => unsafe { bytes.set_len(done + n as usize) },
+                Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno),
+            }
+        }
+        Ok(bytes)
+    }
+
     /// Gives the pages of a range back to the system.
     pub fn punch(&self, offset: usize, len: usize) {
         let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        let _ = fallocate(&self.fd, flags, offset as libc::off_t, len as libc::off_t);
+        if let Ok(fd) = self.fd.get() {
+            let _ = fallocate(&fd, flags, offset as libc::off_t, len as libc::off_t);
+        }
     }
 
     /// Maps an extent: writes are seen by every process.
     pub fn map_shared(&self, offset: usize, len: usize) -> nix::Result<Map> {
-        Map::new(self.fd.as_fd(), offset, len, MapFlags::MAP_SHARED)
+        Map::new(self.fd.get()?.as_fd(), offset, len, MapFlags::MAP_SHARED)
     }
 
     /// Maps an extent: writes stay in this process (copy on write).
     pub fn map_private(&self, offset: usize, len: usize) -> nix::Result<Map> {
-        Map::new(self.fd.as_fd(), offset, len, MapFlags::MAP_PRIVATE)
+        Map::new(self.fd.get()?.as_fd(), offset, len, MapFlags::MAP_PRIVATE)
     }
 }
 

@@ -11,6 +11,7 @@ use std::ffi::{CString, c_char, c_int, c_void};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::thread::JoinHandle;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
@@ -33,6 +34,8 @@ pub struct Program {
     pub argv: Vec<CString>,
     /// Descriptors that the program gets, under the same numbers, beside 0, 1 and 2.
     pub fds: Vec<RawFd>,
+    /// The signal mask to start with; `None`: that of the thread that starts it.
+    pub mask: Option<SigSet>,
 }
 
 /// What the child reads, and where it leaves its error. Lives in the parent's stack frame, which
@@ -69,8 +72,7 @@ fn pointers(strings: &[CString]) -> Vec<*const c_char> {
 /// Starts `program`. An error of `exec` (`ENOENT`, `EACCES`, `E2BIG`, ...) is returned here, and
 /// nothing is left behind then.
 ///
-/// The child starts with this thread's signal mask; handlers do not survive, ignored signals stay
-/// ignored, but for the two that the interpreter ignores for itself (SIGPIPE, SIGXFSZ).
+/// Handlers of signals do not survive, ignored signals stay ignored, but for the two that the interpreter ignores for itself (SIGPIPE, SIGXFSZ).
 pub fn spawn(mut program: Program) -> nix::Result<Started> {
     // Without pidfds: a pipe whose other end only the child has.
     let witness = if pidfd::supported() {
@@ -90,6 +92,26 @@ pub fn spawn(mut program: Program) -> nix::Result<Started> {
     Ok(Started { pid, sentinel })
 }
 
+/// Starts `program` in a thread of its own, which ends with that: where the machine is busy, this
+/// process would have to wait until the child gets a processor. `kept` are descriptors of the
+/// child's that are closed here then.
+///
+/// The thread gets no signals: a handler would not interrupt what it is meant to interrupt.
+pub fn spawn_aside(
+    mut program: Program,
+    kept: Vec<OwnedFd>,
+) -> std::io::Result<JoinHandle<nix::Result<Started>>> {
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    program.mask.get_or_insert(mask);
+    let thread = std::thread::Builder::new().spawn(move || {
+        let started = spawn(program);
+        drop(kept);
+        started
+    });
+    let _ = mask.thread_set_mask();
+    thread
+}
+
 fn start(program: &Program, with_pidfd: bool) -> nix::Result<(libc::pid_t, Option<OwnedFd>)> {
     let environment = environment();
     let (argv, envp) = (pointers(&program.argv), pointers(&environment));
@@ -101,7 +123,7 @@ fn start(program: &Program, with_pidfd: bool) -> nix::Result<(libc::pid_t, Optio
         argv: argv.as_ptr(),
         envp: envp.as_ptr(),
         fds: &program.fds,
-        mask: *mask.as_ref(),
+        mask: *program.mask.as_ref().unwrap_or(&mask).as_ref(),
         error: AtomicI32::new(0),
     };
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
@@ -231,6 +253,7 @@ mod tests {
             path: text(&path),
             argv: args.iter().map(text).collect(),
             fds,
+            mask: None,
         }
     }
 
@@ -246,6 +269,28 @@ mod tests {
         let pid = started.pid;
         assert_eq!(exit_code(started), Some(7));
         assert_eq!(reap(pid, None), Err(Errno::ECHILD));
+    }
+
+    #[test]
+    fn a_program_is_started_aside_with_this_thread_s_mask() {
+        let mut blocked = SigSet::empty();
+        blocked.add(nix::sys::signal::SIGUSR1);
+        let before = blocked.thread_swap_mask(SigmaskHow::SIG_SETMASK).unwrap();
+        let (reader, writer) = pipe((false, false)).unwrap();
+        let test = format!(
+            "test -e /proc/self/fd/{} || exit 3; grep SigBlk /proc/$$/status | grep -q 0200",
+            writer.as_raw_fd()
+        );
+        let there = program("/bin/sh", &["sh", "-c", &test], vec![writer.as_raw_fd()]);
+        let thread = spawn_aside(there, vec![writer]).unwrap();
+        assert_eq!(SigSet::thread_get_mask().unwrap(), blocked);
+        before.thread_set_mask().unwrap();
+        assert_eq!(exit_code(thread.join().unwrap().unwrap()), Some(0));
+        // The other end is closed, here as well.
+        assert_eq!(nix::unistd::read(&reader, &mut [0]), Ok(0));
+        let missing = program("/no/such", &["x"], vec![]);
+        let thread = spawn_aside(missing, vec![]).unwrap();
+        assert_eq!(thread.join().unwrap().map(|_| ()), Err(Errno::ENOENT));
     }
 
     #[test]

@@ -207,9 +207,14 @@ def in_grandchild(ctx_name: str, x: int) -> int:
     return result
 
 
-def allocate(mib: int) -> int:
+_hoard: list[bytearray] = []
+
+
+def allocate(mib: int, keep: bool = False) -> int:
     block = bytearray(mib << 20)
     block[::4096] = b"x" * len(block[::4096])
+    if keep:
+        _hoard.append(block)
     return os.getpid()
 
 

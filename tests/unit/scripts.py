@@ -19,7 +19,11 @@ def environment(**extra: str) -> dict[str, str]:
 
 
 def run(
-    *command: str | Path, cwd: Path | None = None, stdin: str = "", **env: str
+    *command: str | Path,
+    cwd: Path | None = None,
+    stdin: str = "",
+    timeout: float = 60,
+    **env: str,
 ) -> subprocess.CompletedProcess[str]:
     """Run the interpreter with `command`."""
     return subprocess.run(
@@ -29,7 +33,7 @@ def run(
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=timeout,
     )
 
 

@@ -390,6 +390,38 @@ def test_a_template_that_cannot_start_is_an_error_of_start(
         CTX.Process(target=nothing).start()
 
 
+@pytest.mark.skipif(os.getuid() != 0, reason="has to become another user")
+def test_a_template_without_processes_left_is_an_error_of_start(tmp_path: Path) -> None:
+    (tmp_path / "become_another.py").write_text(
+        "import os, resource\n"
+        "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))\n"
+        "os.setgroups([])\nos.setgid(64321)\nos.setuid(64321)\n"
+    )
+    source = """
+        import errno, os, billiard
+        if __name__ == "__main__":
+            ctx = billiard.get_context("forkserver")
+            ctx.set_forkserver_preload(["become_another"])
+            for _ in range(2):
+                try:
+                    ctx.Process(target=print).start()
+                except OSError as exc:
+                    print(errno.errorcode[exc.errno], billiard.active_children())
+    """
+    assert run_file(tmp_path, source).stdout == "EAGAIN []\nEAGAIN []\n"
+
+
+def test_a_template_whose_environment_is_too_large_is_an_error_of_start(
+    own_server: forkserver.ForkServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setenv("HUGE", "x" * 200_000)
+        with pytest.raises(OSError) as caught:
+            CTX.Process(target=nothing).start()
+        assert caught.value.errno == errno.E2BIG
+    assert ask(tell_parent) == own_server._forkserver_pid
+
+
 # ---- preloading ----
 
 
@@ -442,6 +474,30 @@ def test_a_module_that_cannot_be_preloaded_is_named(tmp_path: Path) -> None:
     done = preload(tmp_path, "['no_such_module', 'preloaded']")
     assert done.stdout == "True False\n"
     assert "RuntimeWarning: the fork server could not preload 'no_such_module'" in done.stderr
+
+
+def test_what_cannot_be_preloaded_may_be_ignored_or_fail(tmp_path: Path) -> None:
+    source = """
+        import errno, sys, billiard
+        if __name__ == "__main__":
+            ctx = billiard.get_context("forkserver")
+            ctx.set_forkserver_preload(["no_such_module"], on_error=sys.argv[1])
+            process = ctx.Process(target=print, args=("started",), kwargs={"flush": True})
+            try:
+                process.start()
+            except OSError as exc:
+                print(errno.errorcode[exc.errno], exc, billiard.active_children())
+            else:
+                process.join()
+    """
+    done = run_file(tmp_path, source, "ignore")
+    assert (done.stdout, done.stderr) == ("started\n", "")
+    done = run_file(tmp_path, source, "fail")
+    assert done.stdout.startswith("ECONNRESET [Errno 104] The fork server has ended")
+    assert done.stdout.endswith(" []\n")
+    assert "ModuleNotFoundError: No module named 'no_such_module'" in done.stderr
+    with pytest.raises(ValueError, match="'ignore', 'warn' or 'fail', not 'explode'"):
+        billiard.set_forkserver_preload([], on_error="explode")
 
 
 def test_a_main_module_that_cannot_be_preloaded_is_imported_by_the_children(

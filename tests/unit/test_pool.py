@@ -565,7 +565,7 @@ def test_a_worker_has_nothing_of_other_workers(ctx: Any) -> None:
 def test_the_default_context_s_pool_is_this_one(pool: Any) -> None:
     assert isinstance(pool, pool_module.Pool)
     assert repr(pool) == "<Pool state=RUN pool_size=2>"
-    assert pool.cpu_count() == billiard.cpu_count()
+    assert 1 <= pool.cpu_count() <= billiard.cpu_count()
     with billiard.Pool(1) as other:
         assert other.apply(square, (2,)) == 4
     assert repr(other).startswith("<Pool state=TERMINATE")
@@ -691,6 +691,8 @@ def test_a_discarded_job_is_forgotten(pool: Any, tmp_path: Path) -> None:
 def test_long_and_short_lives(ctx: Any) -> None:
     pool = ctx.Pool(4)
     assert pool.map(square, range(4), 1) == [0, 1, 4, 9]
+    # all of them have started
+    eventually(lambda: len({*pool.map(pid, range(8), 1)}) == 4)
     began = time.monotonic()
     pool.close()
     pool.join()

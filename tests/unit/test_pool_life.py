@@ -63,7 +63,9 @@ def test_a_worker_is_replaced_when_it_has_used_too_much_memory() -> None:
     with pool_of(fork, 1, max_memory_per_child=200_000) as pool:
         first = pool.apply(allocate, (1,))
         assert pool.apply(allocate, (1,)) == first
+        # What it has given back does not count.
         assert pool.apply(allocate, (300,)) == first
+        assert pool.apply(allocate, (300, True)) == first
         assert pool.apply(allocate, (1,)) != first
 
 

@@ -860,3 +860,60 @@ def test_a_fork_is_audited(tmp_path: Path) -> None:
         assert events == ["os.fork"]
     """
     run_file(tmp_path, source)
+
+
+def test_process_objects_that_are_alive_can_be_found() -> None:
+    one, two = billiard.Process(target=nothing), billiard.Process(target=nothing)
+    found = process._dangling
+    assert {one, two} <= set(found)
+    assert two in found.copy()
+    gone = id(two)
+    del two
+    gc.collect()
+    assert gone not in {id(thing) for thing in process._dangling}
+
+
+def read_input(conn: Connection) -> None:
+    conn.send(sys.stdin.read())
+
+
+def close_input_and_start(conn: Connection) -> None:
+    sys.stdin.close()
+    child = billiard.get_context("fork").Process(target=read_input, args=(conn,))
+    child.start()
+    child.join()
+
+
+@pytest.mark.parametrize("target", [read_input, close_input_and_start])
+def test_the_input_of_children_is_empty(ctx: Any, target: Callable[[Connection], None]) -> None:
+    ours, its = billiard.Pipe()
+    child = ctx.Process(target=target, args=(its,))
+    child.start()
+    its.close()
+    with ours:
+        assert ours.poll(60)
+        assert ours.recv() == ""
+    child.join()
+    assert child.exitcode == 0
+
+
+def test_the_program_s_input_is_closed_in_children(tmp_path: Path) -> None:
+    source = """
+        import sys, billiard
+        def target():
+            print(sys.__stdin__.closed, sys.__stdin__.buffer.closed, sys.stdin.read() == "")
+            try:
+                sys.__stdin__.readline()
+            except ValueError as exc:
+                print(exc, flush=True)
+        if __name__ == "__main__":
+            for method in billiard.get_all_start_methods():
+                child = billiard.get_context(method).Process(target=target)
+                child.start()
+                child.join()
+    """
+    script = tmp_path / "program.py"
+    script.write_text(textwrap.dedent(source))
+    done = run(script, stdin="a line that children do not see\n")
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["True True True", "I/O operation on closed file."] * 3

@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ def no_spares_before_and_after() -> Iterator[None]:
 
 
 def pids() -> list[int]:
-    return [spare.child.pid for spare in _spares._spares]
+    with _spares._lock:
+        return [spare.child.pid for spare in _spares._spares]
 
 
 def tell(conn: Connection) -> None:
@@ -256,3 +258,100 @@ def test_a_start_does_not_fail_because_its_spare_cannot_be_replaced(
         assert pids() == []
     ask()
     assert len(pids()) == 1
+
+
+# ---- pools ----
+
+
+def test_a_pool_that_replaces_workers_keeps_spares_and_gives_them_up() -> None:
+    for end in ("terminate", "close"):
+        pool = SPAWN.Pool(1, maxtasksperchild=1)
+        assert len({pool.apply(os.getpid) for _ in range(5)}) == 5
+        assert len(pids()) == 1
+        getattr(pool, end)()
+        pool.join()
+        assert pids() == []
+        assert _spares._wanted == {}
+
+
+def test_a_pool_has_no_more_spares_than_workers_or_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def keep_for(owner: object, count: int) -> Callable[[], object]:
+        counts.append(count)
+        return kept(owner, count)
+
+    kept = _spares.keep_for
+    monkeypatch.setattr(_spares, "keep_for", keep_for)
+    for workers, cpus in ((1, 8), (3, 2)):
+        with SPAWN.Pool(workers, maxtasksperchild=1) as pool:
+            monkeypatch.setattr(pool, "cpu_count", lambda cpus=cpus: cpus)
+            pool.map(abs, range(6), 1)
+            pool.apply(abs, (1,))
+        pool.join()
+    assert counts == [1, 2]
+
+
+def test_workers_that_come_from_spares_are_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    take = _spares.take
+
+    def counting(message: int, fds: list[int]) -> _core.Child | None:
+        child = take(message, fds)
+        if child is not None:
+            taken.append(child.pid)
+        return child
+
+    monkeypatch.setattr(_spares, "take", counting)
+    with SPAWN.Pool(2, maxtasksperchild=2) as pool:
+        found = set(pool.map(pid_of_worker, range(20), 1))
+    pool.join()
+    assert len(found) >= 10
+    assert found & set(taken)
+
+
+def pid_of_worker(_: object) -> int:
+    return os.getpid()
+
+
+def test_a_pool_that_is_not_recycled_or_not_spawned_has_none() -> None:
+    for context, limit in ((SPAWN, None), (billiard.get_context("fork"), 1)):
+        with context.Pool(1, maxtasksperchild=limit) as pool:
+            for _ in range(3):
+                pool.apply(os.getpid)
+            assert pids() == []
+        pool.join()
+
+
+def test_a_pool_that_is_forgotten_has_no_spares_left() -> None:
+    class Owner:
+        pass
+
+    owner = Owner()
+    _spares.keep_for(owner, 2)
+    assert len(pids()) == 2
+    del owner
+    assert pids() == []
+
+
+def test_threads_may_start_and_set_at_the_same_time() -> None:
+    spawn.set_spares(2)
+
+    def start() -> None:
+        for _ in range(4):
+            child = SPAWN.Process(target=int)
+            child.start()
+            child.join(60)
+            codes.append(child.exitcode)
+
+    codes: list[int | None] = []
+    threads = [threading.Thread(target=start) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for count in (3, 1, 2):
+        spawn.set_spares(count)
+        assert len(pids()) <= 3
+    for thread in threads:
+        thread.join()
+    assert codes == [0] * 12
+    assert len(pids()) == 2

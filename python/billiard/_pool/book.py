@@ -10,6 +10,7 @@ from time import monotonic
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context
+from .._cpus import usable_cpus
 from ..common import TERM_NUMBER, human_status, restart_state
 from ..exceptions import (
     RestartFreqExceeded,
@@ -20,6 +21,7 @@ from ..exceptions import (
 from ..util import Finalize
 from . import checks, handlers
 from . import worker as worker_side
+from .causes import Causes
 from .constants import (
     CLOSE,
     EX_OK,
@@ -36,7 +38,7 @@ from .submit import Submitting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, NoReturn
 
 
@@ -54,7 +56,9 @@ class _Weakly:
 class Pool(Submitting):
     """A pool of worker processes.
 
-    :param processes: number of workers, by default that of the CPUs; 0 for none yet.
+    :param processes: number of workers; 0 for none yet. By default that of the CPUs which this
+        process may really use: those of the machine, as far as its CPU affinity and the quotas of
+        its control groups (version 1 or 2) allow.
     :param initializer: called with ``initargs`` in every worker before its first task. If no
         worker comes through it, its exception is that of every job.
     :param maxtasksperchild: tasks after which a worker is replaced.
@@ -93,6 +97,8 @@ class Pool(Submitting):
     SoftTimeLimitExceeded = SoftTimeLimitExceeded
 
     _state = TERMINATE  # until there is something to terminate
+    #: ends the spare interpreters of a pool that has replaced workers
+    _give_up_spares: Callable[[], object] | None = None
     # The drive's, or a subclass's: see _setup_queues.
     _inqueue: Any
     _outqueue: Any
@@ -166,25 +172,38 @@ class Pool(Submitting):
         self._on_ready_counters: dict[int | None, Any] = {}
         self._putlock = semaphore or LaxBoundedSemaphore(self._processes)
         self._taskqueue: Any = SimpleQueue()
+        self._causes = Causes()
         self._drive = self._make_drive()
         self._setup_queues()
         self._state = RUN
         try:
-            for i in range(self._processes):
-                self._create_worker_process(i)
+            self._create_worker_processes(range(self._processes))
             self._make_handlers()
             self._drive.start()
         except BaseException:
             self._abort()
             raise
         self._terminate = Finalize(self, self._drive.finalizer(), exitpriority=15)
+        self._direct = self._can_be_direct()
 
     def _make_drive(self) -> Drive:
         if not self.threads:
             return PassiveDrive(self)
-        from .threads import ThreadsDrive
+        from .native import NativeDrive
 
-        return ThreadsDrive(self)
+        return NativeDrive(self)
+
+    def _can_be_direct(self) -> bool:
+        """Whether jobs without callbacks and limits may pass by the book: no hook sees them."""
+        return (
+            self._drive.is_native
+            and not self.putlocks
+            and type(self).on_job_ready is Pool.on_job_ready
+            and self.on_timeout_set is None
+            and self.on_timeout_cancel is None
+            and not self.timeout
+            and not self.soft_timeout
+        )
 
     def _make_handlers(self) -> None:
         self._worker_handler = self.Supervisor(self)
@@ -270,9 +289,9 @@ class Pool(Submitting):
         return worker.contribute_to_object(self.Process(target=worker))
 
     def cpu_count(self) -> int:
-        """How many workers there are by default."""
+        """How many workers there are by default: one for each CPU that this process may use."""
         try:
-            return cpu_count()
+            return usable_cpus(cpu_count())
         except NotImplementedError:
             return 1
 
@@ -331,7 +350,25 @@ class Pool(Submitting):
         """Descriptors that become readable when workers exit."""
         return [worker._popen.sentinel for worker in self._pool]
 
+    def _create_worker_processes(self, indices: Iterable[int]) -> None:
+        overridden = type(self)._create_worker_process is not Pool._create_worker_process
+        if overridden or not self._drive.launches_together:
+            for i in indices:
+                self._create_worker_process(i)
+            return
+        made = [self._make_worker(i) for i in indices]
+        self._drive.launch_all([worker for worker, *_ in made])
+        for worker in made:
+            self._worker_is_up(*worker)
+
     def _create_worker_process(self, i: int) -> Any:
+        worker, sentinel, on_ready_counter = self._make_worker(i)
+        self._drive.launch(worker)
+        self._worker_is_up(worker, sentinel, on_ready_counter)
+        return worker
+
+    def _make_worker(self, i: int) -> tuple[Any, Any, Any]:
+        """Make the process object of a worker, its sentinel and its counter; it is not started."""
         sentinel = self._ctx.Event() if self.allow_restart else None
         inq, outq, synq = self.get_process_queues()
         on_ready_counter = self._ctx.Value("i")
@@ -357,13 +394,14 @@ class Pool(Submitting):
         worker.name = worker.name.replace("Process", "PoolWorker")
         worker.daemon = True
         worker.index = i
-        self._drive.launch(worker)
+        return worker, sentinel, on_ready_counter
+
+    def _worker_is_up(self, worker: Any, sentinel: Any, on_ready_counter: Any) -> None:
         pid = getattr(worker, "pid", None)
         self._poolctrl[pid] = sentinel
         self._on_ready_counters[pid] = on_ready_counter
         if self.on_process_up:
             self.on_process_up(worker)
-        return worker
 
     def _forget_worker(self, worker: Any) -> None:
         """A worker has been reaped."""
@@ -385,11 +423,15 @@ class Pool(Submitting):
         if getattr(worker, "_job_terminated", False):
             job._set(i, (False, captured(Terminated(-(exitcode or 0)))))
         else:
-            self.mark_as_worker_lost(job, exitcode, i)
+            self.mark_as_worker_lost(job, exitcode, i, worker)
 
-    def mark_as_worker_lost(self, job: Any, exitcode: int | None, i: int | None = None) -> None:
+    def mark_as_worker_lost(
+        self, job: Any, exitcode: int | None, i: int | None = None, worker: Any = None
+    ) -> None:
         """Fail a job (its task ``i``) with WorkerLostError."""
         message = f"Worker exited prematurely: {human_status(exitcode)} Job: {job._job}."
+        if worker is not None:
+            message = f"{message} pid {worker.pid}: {self._causes.explain(exitcode)}."
         job._set(i, (False, captured(WorkerLostError(message))))
 
     def _iterinactive(self) -> Iterator[Any]:
@@ -401,19 +443,35 @@ class Pool(Submitting):
         return self._drive.is_busy(worker)
 
     def _avail_index(self) -> int:
-        assert len(self._pool) < self._processes
-        taken = {worker.index for worker in self._pool}
+        taken = {worker.index for worker in self._staying()}
+        assert len(taken) < self._processes
         return next(i for i in range(self._processes) if i not in taken)
+
+    def _staying(self) -> list[Any]:
+        """The workers that are not about to exit."""
+        return [worker for worker in self._pool if not self._drive.is_leaving(worker)]
 
     def _repopulate_pool(self, exitcodes: Sequence[int | None] = ()) -> None:
         """Start workers until there are as many as there should be."""
-        for i in range(self._processes - len(self._pool)):
+        if self._maxtasksperchild and EX_RECYCLE in exitcodes:
+            self._keep_spares()
+        for i in range(self._processes - len(self._staying())):
             if not self._drive.wants_workers():
                 return
             if i < len(exitcodes) and exitcodes[i] not in (EX_OK, EX_RECYCLE):
                 self.restart_state.step()
             self._create_worker_process(self._avail_index())
             debug("added worker")
+
+    def _keep_spares(self) -> None:
+        """Workers are being replaced: have interpreters ready for the next ones."""
+        if self._give_up_spares is None and self._ctx.get_start_method() == "spawn":
+            from .._spares import keep_for
+
+            count = min(self._processes, self.cpu_count())
+            self._give_up_spares = keep_for(self, count)
+            if self._state == TERMINATE:
+                self._give_up_spares()
 
     def _maintain_pool(self) -> None:
         """Replace the workers that have exited."""
@@ -463,17 +521,19 @@ class Pool(Submitting):
         :raises ValueError: there are not so many that are idle; those that were are ended.
         """
         n = checks.count("n", n)
-        for worker in list(self._iterinactive()) if n else ():
-            if not self._drive.retire(worker):
-                continue
-            self._processes -= 1
-            if self._putlock:
-                self._putlock.shrink()
-            worker.terminate_controlled()
-            self.on_shrink(1)
-            n -= 1
-            if not n:
-                return
+        # The supervisor must not count the workers while there are to be less of them.
+        with self._drive.maintenance:
+            for worker in list(self._iterinactive()) if n else ():
+                if not self._drive.retire(worker):
+                    continue
+                self._processes -= 1
+                if self._putlock:
+                    self._putlock.shrink()
+                worker.terminate_controlled()
+                self.on_shrink(1)
+                n -= 1
+                if not n:
+                    return
         if n:
             raise ValueError("Can't shrink pool. All processes busy!")
 
@@ -495,6 +555,8 @@ class Pool(Submitting):
         """
         worker, _ = self._process_by_pid(pid)
         if worker is not None:
+            # Whatever the signal does, it does not do it to the next task.
+            self._drive.condemn(worker)
             before = worker._controlled_termination, getattr(worker, "_job_terminated", False)
             # First: it may be reaped in an instant.
             worker._controlled_termination = worker._job_terminated = True
@@ -523,16 +585,40 @@ class Pool(Submitting):
         debug("terminating pool")
         self._state = TERMINATE
         self._worker_handler.terminate()
+        if self._give_up_spares is not None:
+            self._give_up_spares()
         self._terminate()
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> bool:
         """Wait until all workers have exited, after :meth:`close` or :meth:`terminate`.
 
+        :param timeout: seconds to wait at most (pools with threads).
+        :returns: whether they have.
         :raises ValueError: the pool has not been closed.
+
+        Origin: multiprocessing; the timeout is ours.
         """
         if self._state == RUN:
             raise ValueError("Pool is still running")
-        self._drive.join()
+        ended = self._drive.join(timeout)
+        if ended and self._give_up_spares is not None:
+            self._give_up_spares()
+        return ended
+
+    def drain(self, timeout: float | None = None) -> list[Any]:
+        """Close the pool and wait for its jobs; then cancel those that are not done.
+
+        :param timeout: seconds to wait; None: until all are done.
+        :returns: the results of the jobs that did not finish. They raise Terminated.
+        :raises ValueError: the pool has no threads: its event loop drains it.
+
+        Ours.
+        """
+        if not self._drive.is_native:
+            raise ValueError("only pools of processes with threads=True can be drained")
+        self._drive.wait_until_idle(checks.amount("timeout", timeout))
+        self.close()
+        return self._drive.cancel_all()  # type: ignore[attr-defined, no-any-return]
 
     @staticmethod
     def _stop_task_handler(task_handler: Any) -> None:

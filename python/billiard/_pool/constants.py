@@ -21,7 +21,14 @@ DEATH = 4  # the worker is about to exit
 # More of them, of workers that announce themselves.
 UP = 5  # the worker is ready for tasks
 UNFIT = 6  # it is not: its initializer has failed
-DROPPED = 7  # a task was not run: the pool has taken it back
+
+# And of the native drive's Rust part.
+OVER = -1  # a worker has ended, all that it had sent has been read
+SOFT = -2  # a soft limit has passed
+HARD = -3  # a hard limit has passed
+DRAINED = -4  # all tasks of a closed pool have ended
+IDLE = -5  # there are no tasks at the moment
+STRANGE = -6  # a message that could not be read
 
 # Exit statuses of workers.
 EX_OK: int = getattr(os, "EX_OK", 0)

@@ -8,7 +8,7 @@ drive moves tasks and results, and notices deaths and deadlines. A pool has one,
  ────────────────                                     ────────────────
  open()             before the first worker           pool._result_handler.on_state_change(message)
  queues()           the ends for the next worker         (ACK, (job, i, time, pid, synq_fd))
- launch(worker)     start it                             (READY, (job, i, (success, value), inq_fd))
+ launch(worker), launch_all(workers)                     (READY, (job, i, (success, value), inq_fd))
                                                          other kinds that a Worker subclass sends
  start()            the handlers exist: begin         pool._maintain_pool()
  submit_one(task)                                        reaps and replaces, by way of reap()
@@ -51,7 +51,7 @@ from .log import debug, error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
     from typing import Any
 
@@ -73,6 +73,8 @@ class _Unlocked:
 class Drive:
     """What a drive can do; where there is a body it is enough for one without threads."""
 
+    #: whether `apply` and `imap` exist: jobs that need no book
+    is_native = False
     #: whether tasks can be given time limits
     can_limit = True
     #: held while workers are reaped and replaced
@@ -97,8 +99,9 @@ class Drive:
         """No more tasks will be submitted; workers may exit when all are done."""
         raise NotImplementedError
 
-    def join(self) -> None:
-        """Wait until everything has ended, after :meth:`close` or the finalizer."""
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait until everything has ended, after :meth:`close` or the finalizer, at most so many
+        seconds (drives with threads); whether it has."""
         raise NotImplementedError
 
     def finalizer(self) -> Callable[..., object]:
@@ -116,6 +119,14 @@ class Drive:
         """Take one task."""
         raise NotImplementedError
 
+    def cancel(self, job: Any) -> bool:
+        """End a job; false if that cannot be done (any more)."""
+        return False
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        """Wait until there are no jobs, at most ``timeout`` seconds; whether that is so."""
+        raise NotImplementedError
+
     def fail(self, info: ExceptionInfo) -> None:
         """Let every task fail that no worker has begun, and any later one."""
 
@@ -128,6 +139,17 @@ class Drive:
     def launch(self, worker: Any) -> None:
         """Start a worker process, the last in the pool's list."""
         worker.start()
+
+    #: whether `launch_all` may get several: they, and their queues, are made before it is called
+    launches_together = False
+
+    def launch_all(self, workers: Sequence[Any]) -> None:
+        """Start worker processes, the last in the pool's list.
+
+        If some cannot be started, the others are, and the first error is raised.
+        """
+        for worker in workers:
+            self.launch(worker)
 
     def reap(self, shutdown: bool = False) -> list[int | None]:
         """Reap the workers that have exited and see to their tasks; returns exit statuses.
@@ -148,6 +170,13 @@ class Drive:
     def retire(self, worker: Any) -> bool:
         """Give a worker no more tasks; false if it has one."""
         return True
+
+    def is_leaving(self, worker: Any) -> bool:
+        """Whether a worker has said that it is about to exit: it may be replaced."""
+        return False
+
+    def condemn(self, worker: Any) -> None:
+        """A worker is about to be sent a signal because of the task that it is at."""
 
     def recall(self) -> None:
         """Let every worker exit when it is done with its task (their sentinels are set)."""
@@ -260,7 +289,7 @@ class PassiveDrive(Drive):
         pool._taskqueue.put(None)
         stop_if_not_current(pool._worker_handler)
 
-    def join(self) -> None:
+    def join(self, timeout: float | None = None) -> bool:
         pool = self.pool
         debug("joining worker handler")
         stop_if_not_current(pool._worker_handler)
@@ -273,6 +302,7 @@ class PassiveDrive(Drive):
             if worker._popen is not None:
                 worker.join()
         debug("pool join complete")
+        return True
 
     def finalizer(self) -> Callable[..., object]:
         pool = self.pool

@@ -17,8 +17,10 @@ from __future__ import annotations
 import sys
 import threading
 from _queue import Empty, SimpleQueue
+from abc import ABCMeta
 
 from .. import exceptions
+from .._core import PoolResult, PoolSequence
 from ..einfo import ExceptionInfo, ExceptionWithTraceback
 from ..exceptions import Terminated
 from .constants import ACK, LOST_WORKER_TIMEOUT, NACK, job_counter
@@ -53,6 +55,9 @@ def captured(exc: BaseException) -> ExceptionInfo:
         raise exc
     except type(exc):
         return ExceptionInfo()
+    finally:
+        # It would keep the frames of whoever has called this, and what they know.
+        exc.__traceback__ = None
 
 
 class Flag:
@@ -86,7 +91,7 @@ class Flag:
         return self._done
 
 
-class ApplyResult:
+class ApplyResult(metaclass=ABCMeta):
     """The result of :meth:`Pool.apply_async`. Made by the pool. Origin: billiard."""
 
     __module__ = "billiard.pool"
@@ -182,6 +187,17 @@ class ApplyResult:
         finally:
             # The exception knows this frame, and this frame the exception.
             del self
+
+    def cancel(self) -> bool:
+        """End the job: tasks that no worker has begun will not begin; workers that have are ended.
+
+        :returns: false if it was too late, or the pool cannot do that (threads, ``threads=False``).
+            Otherwise the outcome is Terminated.
+
+        Ours.
+        """
+        pool = self._pool
+        return pool is not None and pool._drive.cancel(self)
 
     def discard(self) -> None:
         """Forget the job: whatever its outcome, nobody is told."""
@@ -352,7 +368,7 @@ class _End:
     """Follows the last item of an iterator."""
 
 
-class IMapIterator:
+class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the engine)
     """The results of :meth:`Pool.imap`, in the order of the tasks. Origin: billiard."""
 
     __module__ = "billiard.pool"
@@ -361,6 +377,11 @@ class IMapIterator:
     _write_to: Any = None
     _scheduled_for: Any = None
     _pool: Any = None
+    #: limits of each task, in seconds
+    _timeout: float | None = None
+    _soft_timeout: float | None = None
+    #: called when a result has been taken, to submit another task
+    _refill: Callable[[], object] | None = None
 
     def __init__(self, cache: Cache, lost_worker_timeout: float = LOST_WORKER_TIMEOUT) -> None:
         self._job = next(job_counter)
@@ -393,6 +414,8 @@ class IMapIterator:
         if item is _End:
             self._items.put(_End)  # for the next to ask
             raise StopIteration
+        if self._refill is not None:
+            self._refill()
         success, value = item
         if success:
             return value
@@ -463,3 +486,8 @@ class IMapUnorderedIterator(IMapIterator):
     def _arrived(self, i: int | None, obj: Outcome) -> None:
         self._items.put(obj)
         self._index += 1
+
+
+# What the native drive's engine makes of calls that need no book.
+ApplyResult.register(PoolResult)
+IMapUnorderedIterator.register(PoolSequence)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+from ..einfo import ExceptionInfo
 from . import checks
 from .constants import RUN, TASK
 from .results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
@@ -32,21 +33,62 @@ mapstar.__module__ = starmapstar.__module__ = "billiard.pool"
 class Tasks:
     """The tasks of a job, made as they are asked for."""
 
-    def __init__(self, job: int, func: Callable[..., Any], items: Iterable[Any]) -> None:
+    def __init__(self, job: int, func: Any, items: Iterable[Any]) -> None:
         self.job = job
         self.func = func
         self.items = items
+        #: those that have been made already
+        self.made: list[Task] = []
 
     def __iter__(self) -> Iterator[Task]:
+        yield from self.made
         job, func = self.job, self.func
         for i, item in enumerate(self.items):
             yield TASK, (job, i, func, (item,), {})
+
+
+class Ahead:
+    """Tasks of a job that are submitted as its results are taken, by whoever takes them."""
+
+    def __init__(self, pool: Submitting, result: Any, tasks: Iterator[Task]) -> None:
+        self._pool = pool
+        self._result = result
+        self._tasks = tasks
+        self._count = 0
+
+    def first(self, count: int) -> Tasks:
+        """What to begin with."""
+        begin = Tasks(self._result._job, None, ())
+        begin.made = [task for task in map(self._next, range(count)) if task is not None]
+        return begin
+
+    def _next(self, _: int) -> Task | None:
+        """The next task; None, and the job's length is known, if there are no more."""
+        try:
+            task = next(self._tasks, None)
+        except Exception:
+            self._result._set(self._count, (False, ExceptionInfo()))
+            task, self._count = None, self._count + 1
+        if task is None:
+            self._tasks = iter(())
+            if self._result._length is None:
+                self._result._set_length(self._count)
+        else:
+            self._count += 1
+        return task
+
+    def submit_one(self) -> None:
+        task = self._next(0)
+        if task is not None:
+            self._pool._drive.submit_one(task)
 
 
 class Submitting:
     """Methods of ``Pool``."""
 
     _cache: dict[int, Any]
+    #: whether jobs that only their caller wants to know of need no book
+    _direct = False
     _drive: Drive
     _pool: list[Any]
     _processes: int
@@ -121,6 +163,20 @@ class Submitting:
         pool and hold up all others. Origin: multiprocessing, most parameters billiard.
         """
         self._check_running()
+        if (
+            self._direct
+            and callback is None
+            and error_callback is None
+            and accept_callback is None
+            and timeout_callback is None
+            and not waitforslot
+            and soft_timeout is None
+            and timeout is None
+            and lost_worker_timeout is None
+            and correlation_id is None
+            and not self._taskqueue.busy()
+        ):
+            return self._drive.apply(self, func, args, kwds)  # type: ignore[attr-defined, no-any-return]
         for name, value in (
             ("callback", callback),
             ("error_callback", error_callback),
@@ -169,16 +225,30 @@ class Submitting:
     # ---- many tasks, one result ----
 
     def map(
-        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
     ) -> list[Any]:
         """``list(map(func, iterable))`` in the workers. See :meth:`map_async`."""
-        return self.map_async(func, iterable, chunksize).get()  # type: ignore[no-any-return]
+        limits = (soft_timeout, timeout)
+        return self._map_async(func, iterable, mapstar, chunksize, limits=limits).get()  # type: ignore[no-any-return]
 
     def starmap(
-        self, func: Callable[..., Any], iterable: Iterable[Any], chunksize: int | None = None
+        self,
+        func: Callable[..., Any],
+        iterable: Iterable[Any],
+        chunksize: int | None = None,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
     ) -> list[Any]:
         """As :meth:`map`, for items that are tuples of arguments."""
-        return self._map_async(func, iterable, starmapstar, chunksize).get()  # type: ignore[no-any-return]
+        limits = (soft_timeout, timeout)
+        return self._map_async(func, iterable, starmapstar, chunksize, limits=limits).get()  # type: ignore[no-any-return]
 
     def map_async(
         self,
@@ -187,18 +257,24 @@ class Submitting:
         chunksize: int | None = None,
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[Any], object] | None = None,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
     ) -> MapResult:
         """Have ``func`` called for every item; returns at once.
 
         :param chunksize: items that go to a worker at once; by default what gives every worker
-            about four chunks.
+            about four chunks, or 1 if there are limits.
         :param callback: called with the list of values. :param error_callback: called with the
             first failure, which is the failure of the whole, as an ``ExceptionInfo``.
+        :param timeout: seconds that a chunk may take: see :meth:`apply_async`.
+        :param soft_timeout: the same, softly.
         :raises ValueError: the pool has been closed, or ``chunksize`` is less than 1.
 
-        Origin: multiprocessing.
+        Origin: multiprocessing; the limits are ours.
         """
-        return self._map_async(func, iterable, mapstar, chunksize, callback, error_callback)
+        limits = (soft_timeout, timeout)
+        return self._map_async(func, iterable, mapstar, chunksize, callback, error_callback, limits)
 
     def starmap_async(
         self,
@@ -207,9 +283,15 @@ class Submitting:
         chunksize: int | None = None,
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[Any], object] | None = None,
+        *,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
     ) -> MapResult:
         """As :meth:`map_async`, for items that are tuples of arguments."""
-        return self._map_async(func, iterable, starmapstar, chunksize, callback, error_callback)
+        limits = (soft_timeout, timeout)
+        return self._map_async(
+            func, iterable, starmapstar, chunksize, callback, error_callback, limits
+        )
 
     def _map_async(
         self,
@@ -219,25 +301,40 @@ class Submitting:
         chunksize: int | None = None,
         callback: Callable[[Any], object] | None = None,
         error_callback: Callable[[Any], object] | None = None,
+        limits: tuple[float | None, float | None] = (None, None),
     ) -> MapResult:
         self._check_running()
         checks.function("callback", callback)
         checks.function("error_callback", error_callback)
+        soft, hard = Submitting._check_limits(self, *limits)
         if chunksize is not None:
             chunksize = checks.chunksize(chunksize)
         if not hasattr(iterable, "__len__"):
             iterable = list(iterable)
         length = len(iterable)
+        if chunksize is None and (soft or hard):
+            chunksize = 1
         if chunksize is None:
             chunksize = -(-length // (max(1, self._processes) * 4))
         result = MapResult(
             self._cache, chunksize if length else 0, length, callback, error_callback
         )
         if length:
+            result._soft_timeout, result._timeout = soft, hard
             self._keep(result)
             chunks = self._get_tasks(func, iterable, chunksize)
             self._submit(result, Tasks(result._job, mapper, chunks), None)
         return result
+
+    def _check_limits(
+        self, soft_timeout: float | None, timeout: float | None
+    ) -> tuple[float | None, float | None]:
+        """The limits of a job's tasks: soft, hard; without the pool's own."""
+        soft = checks.amount("soft_timeout", soft_timeout)
+        hard = checks.amount("timeout", timeout)
+        if (soft or hard) and not self._drive.can_limit:
+            raise ValueError("tasks of threads cannot be given time limits")
+        return soft, hard
 
     def _submit(
         self, result: Any, tasks: Tasks, set_length: Callable[[int], object] | None
@@ -251,7 +348,12 @@ class Submitting:
     @staticmethod
     def _get_tasks(
         func: Callable[..., Any], it: Iterable[Any], size: int
-    ) -> Iterator[tuple[Callable[..., Any], tuple[Any, ...]]]:
+    ) -> Iterator[tuple[Callable[..., Any], Any]]:
+        if type(it) is range or type(it) is list or type(it) is tuple:
+            # A part of a range is a range, which is small to send, whatever its length.
+            for start in range(0, len(it), size):
+                yield func, it[start : start + size]
+            return
         it = iter(it)
         while chunk := tuple(itertools.islice(it, size)):
             yield func, chunk
@@ -264,18 +366,28 @@ class Submitting:
         iterable: Iterable[Any],
         chunksize: int = 1,
         lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
     ) -> Any:
         """An iterator over the values of ``func`` for the items, in order, as they arrive.
 
         :param iterable: read as far ahead as the workers need; what it raises is raised at that
             point of the iteration.
         :param chunksize: items that go to a worker at once.
-        :raises ValueError: the pool has been closed, or ``chunksize`` is less than 1.
+        :param buffersize: at most so many chunks are read ahead of the results that have been
+            taken, as in ``Executor.map`` of Python 3.14. The items are then read by whoever takes
+            results.
+        :param timeout: seconds that a chunk may take: see :meth:`apply_async`.
+        :param soft_timeout: the same, softly.
+        :raises ValueError: the pool has been closed, or a number is less than 1.
 
         With a ``chunksize`` of 1 the iterator's ``next`` has a ``timeout`` in seconds.
-        Origin: multiprocessing.
+        Origin: multiprocessing; the keywords are ours.
         """
-        return Submitting._imap(self, IMapIterator, func, iterable, chunksize, lost_worker_timeout)
+        options = (lost_worker_timeout, buffersize, soft_timeout, timeout)
+        return Submitting._imap(self, IMapIterator, func, iterable, chunksize, options)
 
     def imap_unordered(
         self,
@@ -283,11 +395,14 @@ class Submitting:
         iterable: Iterable[Any],
         chunksize: int = 1,
         lost_worker_timeout: float | None = None,
+        *,
+        buffersize: int | None = None,
+        timeout: float | None = None,
+        soft_timeout: float | None = None,
     ) -> Any:
         """As :meth:`imap`, in the order in which the values arrive."""
-        return Submitting._imap(
-            self, IMapUnorderedIterator, func, iterable, chunksize, lost_worker_timeout
-        )
+        options = (lost_worker_timeout, buffersize, soft_timeout, timeout)
+        return Submitting._imap(self, IMapUnorderedIterator, func, iterable, chunksize, options)
 
     def _imap(
         self,
@@ -295,17 +410,32 @@ class Submitting:
         func: Callable[..., Any],
         iterable: Iterable[Any],
         chunksize: int,
-        lost_worker_timeout: float | None,
+        options: tuple[Any, Any, Any, Any],
     ) -> Any:
         self._check_running()
+        lost_worker_timeout, buffersize, soft_timeout, timeout = options
         chunksize = checks.chunksize(chunksize)
         checks.amount("lost_worker_timeout", lost_worker_timeout)
+        buffersize = checks.count("buffersize", buffersize, 1)
+        soft, hard = Submitting._check_limits(self, soft_timeout, timeout)
         items: Iterator[Any] = iter(iterable)
+        source = type(iterable)
         if chunksize > 1:
-            items, func = Submitting._get_tasks(func, items, chunksize), mapstar
-        result = kind(self._cache, lost_worker_timeout or self.lost_worker_timeout)
-        Submitting._keep(self, result)
-        Submitting._submit(self, result, Tasks(result._job, func, items), result._set_length)
+            items, func = Submitting._get_tasks(func, iterable, chunksize), mapstar
+        result: Any
+        if self._direct and not (soft or hard):
+            ordered = kind is IMapIterator
+            result = self._drive.imap(self, ordered, func, items, buffersize, source)  # type: ignore[attr-defined]
+        else:
+            result = kind(self._cache, lost_worker_timeout or self.lost_worker_timeout)
+            result._soft_timeout, result._timeout = soft, hard
+            Submitting._keep(self, result)
+            tasks = Tasks(result._job, func, items)
+            if buffersize is not None:
+                ahead = Ahead(self, result, iter(tasks))
+                result._refill = ahead.submit_one
+                tasks = ahead.first(buffersize)
+            Submitting._submit(self, result, tasks, None if buffersize else result._set_length)
         if chunksize > 1:
             return (item for chunk in result for item in chunk)
         return result

@@ -127,9 +127,12 @@ class ThreadPoolDrive(Drive):
     def close(self) -> None:
         self.submissions.put(None)
 
-    def join(self) -> None:
-        for thread in (self.task_handler, *list(self.workers), self.result_handler):
-            thread.join()
+    def join(self, timeout: float | None = None) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        threads = (self.task_handler, *list(self.workers), self.result_handler)
+        for thread in threads:
+            thread.join(None if deadline is None else max(0.0, deadline - monotonic()))
+        return not any(thread.is_alive() for thread in threads)
 
     def finalizer(self) -> Callable[..., object]:
         return self._terminate

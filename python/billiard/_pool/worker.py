@@ -21,8 +21,10 @@ from functools import partial
 from time import monotonic
 
 from .. import util
+from .._core import resident_kib, soft_limit_passed
 from ..common import (
     TERM_NUMBER,
+    _should_have_exited,
     clear_terminate_handler_fired,
     pickle_loads,
     reset_signals,
@@ -30,11 +32,11 @@ from ..common import (
 )
 from ..compat import get_errno, mem_rss, send_offset
 from ..exceptions import SoftTimeLimitExceeded
+from ..reduction import ForkingPickler
 from . import wire
 from .constants import (
     ACK,
     DEATH,
-    DROPPED,
     EX_FAILURE,
     EX_OK,
     EX_RECYCLE,
@@ -47,6 +49,7 @@ from .constants import (
     UNFIT,
     UP,
 )
+from .lane import Lane
 from .log import debug, error, warning
 
 TYPE_CHECKING = False
@@ -67,7 +70,7 @@ _busy = [False]
 
 def soft_timeout_sighandler(signum: int, frame: FrameType | None) -> None:
     """The handler of soft time limits in a worker. Origin: billiard."""
-    if _busy[0]:
+    if _busy[0] or soft_limit_passed():
         raise SoftTimeLimitExceeded()
 
 
@@ -131,6 +134,12 @@ class Worker:
     def contribute_to_object(self, obj: Any) -> Any:
         """Give ``obj`` (the process in the parent) the queues and the descriptors of their ends."""
         obj.inq, obj.outq, obj.synq = self.inq, self.outq, self.synq
+        if isinstance(self.inq, Lane):
+            # Nobody can write to or read from these descriptors; they tell one worker from another.
+            obj.inqW_fd = obj.outqR_fd = self.inq.fileno()
+            obj.synqR_fd = obj.synqW_fd = None
+            obj._quick_put = obj._quick_get = obj.send_job_offset = obj._send_syn_offset = None
+            return obj
         obj.inqW_fd = self.inq._writer.fileno()
         obj.outqR_fd = self.outq._reader.fileno()
         if self.synq:
@@ -273,6 +282,8 @@ class Worker:
         pid: int | None = None,
     ) -> int:
         """Run tasks until there is a reason to stop; returns the exit status."""
+        if isinstance(self.inq, Lane) and not self._receives_itself():
+            return self._serve(debug)
         pid = pid or os.getpid()
         put, wait_for_job = self.outq.put, self.wait_for_job
         inqW_fd, synqW_fd = self.inqW_fd, self.synqW_fd  # type: ignore[attr-defined]
@@ -288,9 +299,6 @@ class Worker:
                 if not message:
                     continue
                 kind, task = message
-                if kind == DROPPED:
-                    put(message)
-                    continue
                 assert kind == TASK
                 job, i, fun, args, kwargs = task
                 put((ACK, (job, i, now(), pid, synqW_fd)))
@@ -314,6 +322,26 @@ class Worker:
             return EX_RECYCLE if maxtasks else EX_OK
         finally:
             self._ensure_messages_consumed(completed=completed)
+
+    def _receives_itself(self) -> bool:
+        """Whether a subclass has its own way to get tasks: then it is used."""
+        names = "_make_child_methods", "_make_protected_receive", "_make_recv_method"
+        return any(getattr(type(self), name) is not getattr(Worker, name) for name in names)
+
+    def _serve(self, debug: Callable[..., object]) -> int:
+        """The loop of a worker of a native drive."""
+        limit = self.max_memory_per_child or 0
+        plain = type(self).prepare_result is Worker.prepare_result
+        prepare = None if plain else self.prepare_result
+        completed, is_above = self.inq.serve(
+            prepare,
+            self.maxtasks or 0,
+            partial(self._is_above, limit) if limit > 0 else None,
+            self._shutdown.is_set if self._shutdown else None,
+            _should_have_exited,
+        )
+        debug("worker exiting after %d tasks", completed)
+        return EX_RECYCLE if is_above or (self.maxtasks and completed >= self.maxtasks) else EX_OK
 
     def _run(self, fun: Any, args: Any, kwargs: Any) -> tuple[Outcome, BaseException | None]:
         """Call a task. Returns its outcome, and the exception that ends the worker, if it does."""
@@ -350,7 +378,8 @@ class Worker:
                 error("!!!WAIT FOR ACK TIMEOUT: job:%r fd:%r!!!", job, fd)
 
     def _is_above(self, limit: float) -> bool:
-        used = mem_rss()
+        # What it has now: its greatest ever may have been its parent's, which forked or started it.
+        used = resident_kib() or mem_rss()
         if used <= 0:
             error("worker unable to determine memory usage")
         if used > limit:
@@ -438,3 +467,21 @@ class Worker:
             return message
 
         return receive
+
+
+# A child that is not forked imports what its pickle names. For a plain worker that is not all of
+# the public module, and not what a shared value needs if nobody will read it.
+
+
+def _new_worker(*arguments: Any) -> Worker:
+    return Worker(*arguments)
+
+
+def _reduce_worker(worker: Worker) -> tuple[Any, ...]:
+    _, arguments, state = worker.__reduce__()
+    if getattr(worker.outq, "outlives_writer", False):
+        *arguments, _ = arguments
+    return _new_worker, tuple(arguments), state
+
+
+ForkingPickler.register(Worker, _reduce_worker)

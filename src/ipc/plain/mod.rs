@@ -18,8 +18,8 @@
 //!  dict            } or }( keys and values u           s, u again and again
 //!  whole           \x80 4, a value, .                  protocols up to 5
 //! ```
-//! The C pickler also writes frames (`\x95`) and gives a number to whatever may come again (`\x94`,
-//! `q`, `r`). These are passed over; a pickle that makes use of such a number is not plain.
+//! The C pickler also writes frames (`\x95`) and gives a number to whatever may come again (`\x94`;
+//! `q` before protocol 4). These are passed over; a pickle that uses such a number is not plain.
 
 pub mod read;
 pub mod seen;
@@ -61,7 +61,6 @@ const SETITEMS: u8 = b'u';
 const FRAME: u8 = 0x95;
 const MEMOIZE: u8 = 0x94;
 const BINPUT: u8 = b'q';
-const LONG_BINPUT: u8 = b'r';
 
 /// The protocol that is written.
 const WRITTEN: u8 = 4;

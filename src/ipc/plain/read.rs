@@ -98,6 +98,12 @@ impl<'a> Input<'a> {
         self.take(usize::try_from(u64::from_le_bytes(len)).ok()?)
     }
 
+    /// The length of a frame, which has to be there. That a frame ends is of no interest.
+    fn frame(&mut self) -> Option<()> {
+        let len = u64::from_le_bytes(self.array()?);
+        (len <= self.rest.len() as u64).then_some(())
+    }
+
     /// Takes `op` if it is next.
     #[inline]
     fn skip(&mut self, op: u8) -> bool {
@@ -296,11 +302,15 @@ impl<V> Machine<V> {
                 let (dict, items) = self.last_but(2)?;
                 maker.update(dict, items)?
             }
-            // Somebody is to find the last value by this number. There has to be one.
+            // The last value is to be found by this number. There has to be one.
             MEMOIZE => return (self.values.len() > self.floor).then_some(()),
-            BINPUT => return input.byte().map(drop),
-            LONG_BINPUT => return input.array::<4>().map(drop),
-            FRAME => return input.array::<8>().map(drop),
+            BINPUT => {
+                return input
+                    .byte()
+                    .filter(|_| self.values.len() > self.floor)
+                    .map(drop);
+            }
+            FRAME => return input.frame(),
             _ => return None,
         };
         self.values.push(value);
@@ -347,7 +357,7 @@ fn is_known(rest: &[u8]) -> bool {
                 STOP => return Some(()),
                 BININT1 | BINPUT => drop(input.byte()?),
                 BININT2 => drop(input.array::<2>()?),
-                BININT | LONG_BINPUT => drop(input.array::<4>()?),
+                BININT => drop(input.array::<4>()?),
                 BINFLOAT | FRAME => drop(input.array::<8>()?),
                 LONG1 | SHORT_BINUNICODE | SHORT_BINBYTES => drop(input.sized::<1>()?),
                 BINUNICODE | BINBYTES => drop(input.sized::<4>()?),

@@ -42,7 +42,13 @@ impl Maker for Values {
     }
 
     fn long(&mut self, bytes: &[u8]) -> Option<Value> {
-        assert!(bytes.len() > 8);
+        let (low, high) = bytes.split_first_chunk().expect("more than 8 bytes");
+        let int = i64::from_le_bytes(*low);
+        let sign = if int < 0 { 0xff } else { 0 };
+        // an int, as any other, if what is above only repeats its sign
+        if high.iter().all(|byte| *byte == sign) {
+            return Some(Value::Int(int));
+        }
         Some(Value::Long(bytes.to_vec()))
     }
 

@@ -50,7 +50,13 @@ impl<'py> Maker for Objects<'py> {
         let negative = *rest.last()? >= 0x80;
         let mut highest = if negative { [0xff; 8] } else { [0; 8] };
         highest[..rest.len()].copy_from_slice(rest);
-        let mut value = self.int(i64::from_le_bytes(highest))?;
+        let highest = i64::from_le_bytes(highest);
+        if let (0, [limb]) = (highest, limbs) {
+            let limb = u64::from_le_bytes(*limb);
+            // SAFETY: with the GIL; a new reference.
+            return unsafe { self.own(ffi::PyLong_FromUnsignedLongLong(limb)) };
+        }
+        let mut value = self.int(highest)?;
         for limb in limbs.iter().rev() {
             value = value.lshift(64).ok()?;
             value = value.bitor(u64::from_le_bytes(*limb)).ok()?;

@@ -19,9 +19,9 @@ use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
 use crate::py::buffer::BytesInMaking;
 use crate::py::error::os_error;
+use crate::sys::cpu::many_cpus;
 use crate::sys::fork;
 use crate::sys::io::Target;
-use crate::sys::parking::many_cpus;
 
 pyo3::import_exception!(queue, Empty);
 

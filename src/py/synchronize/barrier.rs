@@ -16,10 +16,10 @@ use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::py::late::Late;
+use crate::sys::cpu::many_cpus;
 use crate::sys::fork;
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::LineRef;
-use crate::sys::parking::many_cpus;
 
 pyo3::import_exception!(threading, BrokenBarrierError);
 

@@ -13,9 +13,9 @@ use crate::ipc::owned::{self, Got};
 use crate::ipc::semaphore;
 use crate::ipc::spin::Spinner;
 use crate::py::block::Deadline;
+use crate::sys::cpu::many_cpus;
 use crate::sys::fork::ForkLock;
 use crate::sys::memory::LineRef;
-use crate::sys::parking::many_cpus;
 use crate::sys::{clock, fork, life};
 
 pyo3::import_exception!(billiard.exceptions, OwnerDiedError);

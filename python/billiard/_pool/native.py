@@ -1,0 +1,677 @@
+"""The native drive: ``threads=True``. Rust moves tasks and results; this is the rest.
+
+```
+ caller ─────────► PoolEngine (Rust) ◄──► workers             PoolEngine also has a thread of its
+   ▲ takes its        ▲         │ messages                    own, which needs no interpreter:
+   │ outcome itself   │         ▼                             deaths, limits, the queue
+   │         TaskHandler     ResultHandler ── jobs with callbacks, maps
+   │         feeds sequences    │ OVER, UP, UNFIT, DRAINED
+   └────────── nobody else      ▼
+               in between    Supervisor: reaps, replaces, ends the pool
+```
+
+A call without callbacks, limits or hooks is the caller's and the engine's alone: its result
+(``ApplyResult``, or the iterator of ``imap``) is an object of the engine. All others are jobs of
+the book, whose thread is the result handler.
+
+The end of a pool, the same for both ways: the supervisor sees that no worker is left and none is
+wanted, lets those go who still wait, stops the other threads, and ends. ``close`` leads there when
+all tasks are done (DRAINED), ``terminate`` by ending the workers.
+
+The threads keep this alive, and this keeps no pool alive.
+"""
+
+from __future__ import annotations
+
+import threading
+from _queue import Empty, SimpleQueue
+from collections import deque
+from time import monotonic, sleep
+from weakref import WeakSet, ref
+
+from .. import _core, util
+from ..common import human_status
+from ..einfo import ExceptionInfo
+from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from ..process import start_all
+from . import wire
+from .constants import (
+    DEATH,
+    DRAINED,
+    EX_OK,
+    EX_RECYCLE,
+    HARD,
+    IDLE,
+    OVER,
+    SIGCONT,
+    SIGKILL,
+    SIGTERM,
+    SOFT,
+    TASK,
+    UNFIT,
+    UP,
+)
+from .drive import Drive
+from .handlers import Refused, end_worker
+from .lane import Lane
+from .log import debug, error
+from .results import captured
+from .submissions import Submissions
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from typing import Any
+
+#: Seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up, but
+#: whoever terminates a pool waits for it.
+TERMINATE_GRACE = 0.7
+#: Seconds that ``terminate`` waits for a thread. Only one that is held up by what a signal handler
+#: has interrupted, or by an iterable of the user's, takes longer than an instant.
+THREAD_GRACE = 5.0
+#: how many workers in a row may fail to become ready, once one has
+STILLBORN_LIMIT = 3
+#: How many in a row somebody else may kill before they are ready, when none has ever been: perhaps
+#: it is the initializer after all, by way of the system's memory.
+SLAIN_LIMIT = 100
+#: seconds until the system is asked again for what it had not
+RETRY_AFTER = 0.2
+
+#: A sequence is read ahead until so many tasks wait for a slot, or large calls of so many bytes are
+#: under way: it may be endless, its items large. Those that are at hand anyway may be more.
+WAITING_TASKS = 256
+AT_HAND_TASKS = 1 << 16
+LARGE_BYTES = 1 << 22
+
+
+#: Seconds that a fork waits for other threads to end their imports; and between two looks.
+IMPORT_PATIENCE = 5.0
+IMPORT_PAUSE = 0.002
+
+
+def wait_for_imports() -> None:
+    """Let other threads come to the end of imports.
+
+    A worker that is forked in the middle of one would have the module half made, and the lock of
+    its import held for ever by a thread that it does not have. The pool forks at instants of its
+    own, so it is the pool that has to look.
+    """
+    from _frozen_importlib import _module_locks  # type: ignore[import-not-found]
+
+    me, deadline = threading.get_ident(), monotonic() + IMPORT_PATIENCE
+    while any(
+        lock is not None and lock.owner not in (None, me)
+        for lock in [reference() for reference in list(_module_locks.values())]
+    ):
+        if monotonic() > deadline:
+            return
+        sleep(IMPORT_PAUSE)
+
+
+class Side:
+    """One side of the engine, under the names of the queue that other drives have there.
+
+    ``Pool._inqueue`` and ``Pool._outqueue``.
+    """
+
+    _reader = _writer = _rlock = _wlock = None
+
+    def __init__(self, put: Callable[[Any], object], empty: Callable[[], bool]) -> None:
+        self.put = put
+        self.empty = empty
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Member:
+    """The drive's view of a worker."""
+
+    def __init__(self, worker: Any) -> None:
+        self.worker = worker
+        self.pid: int = worker.pid
+        self.index: int = worker.inq.index
+        self.up = False
+        #: gets no more tasks
+        self.retired = False
+        #: has been told to exit
+        self.dismissed = False
+        #: says that it is about to exit
+        self.leaving = False
+        #: has ended, and all that it sent has been read
+        self.over = False
+        #: what it was at when it ended: number of the task, job, number in the job
+        self.lost: tuple[int, int | None, int | None] | None = None
+        #: why it could not become ready
+        self.unfit: ExceptionInfo | None = None
+
+
+class LostTask:
+    """A task of a caller whose worker has died, with as much of a job as hooks look at."""
+
+    def __init__(self, engine: _core.PoolEngine, task: int) -> None:
+        self._engine = engine
+        self._task = task
+        self._job = wire.new_job()
+
+    def ready(self) -> bool:
+        return False
+
+    def accepted(self) -> bool:
+        return True
+
+    def _set(self, i: int | None, outcome: tuple[bool, Any]) -> None:
+        self._engine.settle(self._task, outcome[1])
+
+    _abandon = None
+
+
+class SequenceTasks:
+    """What the task handler is given of a sequence that the engine feeds from itself."""
+
+    def __init__(self, drive: NativeDrive, sequence: _core.PoolSequence) -> None:
+        self.drive = drive
+        self.sequence = sequence
+
+    def __iter__(self) -> Iterator[None]:
+        while not self.sequence.feed(WAITING_TASKS, LARGE_BYTES):
+            self.drive.check_broken()
+            self.drive.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
+            yield None
+        self.drive.check_broken()
+
+
+class NativeDrive(Drive):
+    """See the top of this file."""
+
+    is_native = True
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = ref(pool)
+        self.workers: list[Any] = pool._pool
+        self.cache: dict[int, Any] = pool._cache
+        self._default_limits = (pool.soft_timeout or 0, pool.timeout or 0)
+        self._changes: SimpleQueue[None] = SimpleQueue()
+        self._messages: deque[Any] = deque()
+        self.maintenance = threading.RLock()
+        #: how workers are started
+        self.method = getattr(pool._ctx, "get_start_method", str)()
+        self.members: dict[int, Member] = {}
+        self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
+        #: tasks are not wanted any more
+        self.terminated = False
+        #: no more will be submitted
+        self.closed = False
+        #: and all of them have ended
+        self.drained = False
+        #: why no task can be done any more
+        self.broken: ExceptionInfo | None = None
+        #: the lane of the worker that is being started
+        self._launching: _core.PoolLane | None = None
+        #: workers that ended before they were ready, since the last that was
+        self._stillborn = 0
+        #: as many were killed, by whom we do not know
+        self._slain = 0
+        self._why_stillborn: ExceptionInfo | None = None
+        self._ever_up = False
+        #: when to kill all workers that are left, monotonic seconds
+        self._kill_all_at: float | None = None
+        #: when to try again what the system would not do
+        self._retry_at: float | None = None
+
+    # ---- the pool's life ----
+
+    def open(self) -> None:
+        pool = self._pool()
+        assert pool is not None
+        engine = self.engine = _core.PoolEngine(wire)
+        util.register_after_fork(self, NativeDrive._in_child)
+        self.submissions = pool._taskqueue = Submissions()
+        pool._inqueue = Side(self.submit_one, lambda: not engine.has_waiting())
+        pool._outqueue = Side(self._no_more_tasks, lambda: True)
+        pool._quick_put = self._feed
+        pool._quick_get = self._messages.popleft
+        pool._poll_result = engine.poll
+
+    def start(self) -> None:
+        pool = self._pool()
+        assert pool is not None
+        self.putlock = pool._putlock
+        tasks, supervisor = pool._task_handler, pool._worker_handler
+        timeouts, results = pool._timeout_handler, pool._result_handler
+        self.handlers = (tasks, supervisor, timeouts, results)
+        results.patience, results.on_end = None, self._end
+        results.state_handlers.update(
+            {
+                UP: self._on_up,
+                UNFIT: self._on_unfit,
+                DEATH: self._on_leaving,
+                OVER: self._on_over,
+                SOFT: self._on_soft,
+                HARD: self._on_hard,
+                DRAINED: self._on_drained,
+                IDLE: self.engine.let_go,
+            }
+        )
+        for handler in self.handlers:
+            handler.on_crash = self._crashed
+        self.engine.start()
+        for handler in (results, supervisor, tasks):
+            handler.start()
+
+    def _crashed(self, exc: Exception) -> None:
+        """A thread of ours has failed: that must not happen, and nobody shall wait for it."""
+        info = ExceptionInfo((type(exc), exc, exc.__traceback__), internal=True)
+        self.terminated = True
+        self.break_down(info)
+        self._kill_all_at = monotonic() + TERMINATE_GRACE
+        self._end_workers()
+        self._abandon(info)
+        if threading.current_thread() is self.handlers[1]:
+            # It goes on in the one respect that all others depend on.
+            while self.wait_for_change():
+                self.reap()
+
+    def _no_more_tasks(self, sentinel: None) -> None:
+        self.closed = True
+        self.engine.close()
+        self.change()
+
+    def close(self) -> None:
+        self.submissions.put(None)
+
+    def join(self, timeout: float | None = None) -> bool:
+        if threading.current_thread() in self.handlers:
+            raise RuntimeError("a pool cannot be joined by one of its own threads")
+        deadline = None if timeout is None else monotonic() + timeout
+        for handler in self.handlers:
+            if handler._was_started:
+                handler.stop(None if deadline is None else max(0.0, deadline - monotonic()))
+        return not any(handler.is_alive() for handler in self.handlers)
+
+    def finalizer(self) -> Callable[..., object]:
+        return self._terminate
+
+    def _terminate(self) -> None:
+        """End everything at once. Once, in any thread, perhaps in a signal handler."""
+        debug("terminating pool")
+        tasks, supervisor, _, _ = self.handlers
+        self.terminated = True
+        tasks.terminate()
+        supervisor.terminate()
+        self.engine.terminate(captured(Terminated("the pool has been terminated")))
+        self.submissions.put(None)
+        self._kill_all_at = monotonic() + TERMINATE_GRACE
+        self._end_workers()
+        self.change()
+        if threading.current_thread() not in self.handlers:
+            # The supervisor ends with the last worker, the others then.
+            supervisor.stop(TERMINATE_GRACE + THREAD_GRACE)
+            for handler in self.handlers:
+                if handler._was_started:
+                    handler.stop(THREAD_GRACE)
+
+    def _end_workers(self) -> None:
+        for member in list(self.members.values()):
+            member.retired = True
+            if not (member.dismissed or member.over):
+                member.dismissed = True
+                member.worker.terminate_controlled()
+                # One that has been stopped would see the end no sooner than SIGKILL.
+                member.worker._popen._send_signal(SIGCONT)
+
+    def _end(self) -> None:
+        """The last of the result handler."""
+        self._abandon(captured(Terminated("the pool has been terminated")))
+        self.engine.stop()
+
+    def _abandon(self, info: ExceptionInfo) -> None:
+        """Let those go who wait, and tell no callback."""
+        for job in list(self.cache.values()):
+            job._abandon(info)
+        self.engine.abandon_all(info)
+        for sequence in list(self._sequences):
+            sequence._abandon(info)
+
+    def abort(self) -> None:
+        self.engine.stop()
+
+    # ---- tasks ----
+
+    def apply(self, pool: Any, func: Any, args: Any, kwargs: Any) -> Any:
+        """A call that is nobody's but the caller's."""
+        result = self.engine.apply(pool, func, args, kwargs)
+        self.check_broken()
+        return result
+
+    def imap(
+        self,
+        pool: Any,
+        ordered: bool,
+        func: Any,
+        items: Iterable[Any],
+        buffersize: int | None,
+        kind: type,
+    ) -> Any:
+        """A sequence of calls that is nobody's but the caller's."""
+        sequence = self.engine.sequence(pool, ordered)
+        self._sequences.add(sequence)
+        sequence.begin(func, iter(items), buffersize)
+        # To read these takes no code of the user's and no time.
+        at_hand = kind is range or kind is list or kind is tuple or buffersize is not None
+        done = at_hand and sequence.feed(AT_HAND_TASKS, LARGE_BYTES)
+        if not done and buffersize is None:
+            self.submissions.put((SequenceTasks(self, sequence), None))
+        self.check_broken()
+        return sequence
+
+    def submit_one(self, task: Any) -> None:
+        if self.submissions.busy():
+            self.submissions.put(((task,), None))
+        else:
+            self._put(task)
+
+    def _put(self, task: Any) -> None:
+        kind, (job, i, func, args, kwargs) = task
+        assert kind == TASK
+        self.engine.put(job, i, func, args, kwargs, *self._limits_of(job))
+        self.check_broken()
+
+    def _limits_of(self, number: int) -> tuple[float, float]:
+        job = self.cache.get(number)
+        soft, hard = self._default_limits
+        return getattr(job, "_soft_timeout", None) or soft, getattr(job, "_timeout", None) or hard
+
+    def _feed(self, task: Any) -> None:
+        """What the task handler does with each task of a sequence."""
+        if task is not None:
+            self.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
+            if self.broken is not None:
+                # One answer is enough, and a sequence may be endless.
+                raise Refused(self.broken)
+            self._put(task)
+
+    def cancel(self, job: Any) -> bool:
+        return self.engine.cancel(job._job, None, wire.cancelled())
+
+    def wait_until_idle(self, timeout: float | None) -> bool:
+        deadline = None if timeout is None else monotonic() + timeout
+        for job in list(self.cache.values()):
+            while not job.ready():
+                left = None if deadline is None else deadline - monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self.engine.wait_idle(left)
+                # The last that the engine had; the book's thread has it in an instant.
+                job.wait(0.01) if hasattr(job, "wait") else None
+        while self.submissions.busy() or self.engine.live():
+            left = None if deadline is None else deadline - monotonic()
+            if left is not None and left <= 0:
+                return False
+            self.engine.wait_idle(left if left is None else min(left, 0.05))
+        return True
+
+    def cancel_all(self) -> list[Any]:
+        """End all jobs; those that had no outcome."""
+        info = wire.cancelled()
+        unfinished: list[Any] = [job for job in list(self.cache.values()) if not job.ready()]
+        unfinished += [sequence for sequence in list(self._sequences) if not sequence.ready()]
+        for sequence in list(self._sequences):
+            sequence._abandon(info)
+        for job in unfinished:
+            if job._job in self.cache:
+                self.cancel(job)
+        return unfinished + self.engine.cancel_all(info)
+
+    def fail(self, info: ExceptionInfo) -> None:
+        """Let every task that waits, and any later, fail."""
+        self.break_down(info)
+
+    def check_broken(self) -> None:
+        """Something has been submitted: perhaps to a pool that has just ceased to do anything."""
+        if self.broken is not None:
+            self.break_down(self.broken)
+
+    def break_down(self, info: ExceptionInfo) -> None:
+        """There are no workers and there will be none."""
+        self.broken = info
+        self.engine.withdraw(info)
+        for sequence in list(self._sequences):
+            sequence._abandon(info)
+
+    # ---- limits ----
+
+    def _on_soft(self, number: int, i: int | None) -> None:
+        debug("soft time limit exceeded for task %s of job %s", i, number)
+        tell = getattr(self.cache.get(number), "handle_timeout", None)
+        if tell is not None:
+            tell(soft=True)
+
+    def _on_hard(self, number: int, i: int | None, limit: float) -> None:
+        debug("hard time limit exceeded for task %s of job %s", i, number)
+        job = self.cache.get(number)
+        if job is None or job.ready():
+            return
+        if self.putlock is not None:
+            self.putlock.release()
+        job._set(i, (False, captured(TimeLimitExceeded(limit))))
+        if hasattr(job, "handle_timeout"):
+            job.handle_timeout(soft=False)
+
+    # ---- workers ----
+
+    def queues(self) -> tuple[Any, Any, Any]:
+        lane = Lane(self.engine.lane())
+        return lane, lane, None
+
+    def launch(self, worker: Any) -> None:
+        if self.method == "fork":
+            wait_for_imports()
+        self._launching = worker.inq.shared
+        try:
+            worker.start()
+        finally:
+            self._launching = None
+            self._take_in(worker)
+
+    @property
+    def launches_together(self) -> bool:  # type: ignore[override]
+        return bool(self.method == "forkserver")
+
+    def launch_all(self, workers: Sequence[Any]) -> None:
+        try:
+            start_all(workers)
+        finally:
+            for worker in workers:
+                self._take_in(worker)
+
+    def _take_in(self, worker: Any) -> None:
+        """A worker has been started, or has not."""
+        lane = worker.inq.shared
+        if worker._popen is None:
+            self.workers.remove(worker)
+            self.engine.forgo(lane)
+            worker.inq.let_go()
+            return
+        lane.withhold()
+        self.members[worker.pid] = Member(worker)
+        self.engine.attach(lane, worker.pid, worker._popen.sentinel)
+        if self.terminated:
+            # It was on its way when the others were told.
+            self._end_workers()
+
+    def _in_child(self) -> None:
+        """A process has been forked: it needs no more than a worker needs, if it is one."""
+        for member in self.members.values():
+            member.worker.inq.shared.close()
+        if self._launching is None:
+            self.engine.abandon()
+
+    def wants_workers(self) -> bool:
+        if self.terminated or self.drained or self.broken is not None:
+            return False
+        if self.closed and not self.engine.has_waiting():
+            return False
+        if self._ever_up:
+            return self._stillborn <= STILLBORN_LIMIT
+        return not self._stillborn and self._slain <= SLAIN_LIMIT
+
+    def is_busy(self, worker: Any) -> bool:
+        member = self.members.get(worker.pid)
+        return member is not None and self.engine.is_busy(member.index)
+
+    def retire(self, worker: Any) -> bool:
+        member = self.members.get(worker.pid)
+        if member is None or member.retired:
+            return False
+        if not self.engine.retire(member.index, False):
+            return False
+        member.retired = True
+        return True
+
+    def recall(self) -> None:
+        for member in list(self.members.values()):
+            member.retired = True
+            self.engine.retire(member.index, True)
+
+    def condemn(self, worker: Any) -> None:
+        member = self.members.get(worker.pid)
+        if member is not None and not self.engine.condemn(member.index):
+            self.engine.retire(member.index, False)
+
+    def _on_up(self, pid: int) -> None:
+        member = self.members.get(pid)
+        if member is not None:
+            self._ever_up = member.up = True
+            self._stillborn = self._slain = 0
+
+    def _on_unfit(self, pid: int, info: ExceptionInfo) -> None:
+        member = self.members.get(pid)
+        if member is not None:
+            member.unfit = info
+
+    def is_leaving(self, worker: Any) -> bool:
+        member = self.members.get(worker.pid)
+        return member is not None and member.leaving
+
+    def _on_leaving(self, pid: int, exitcode: int) -> None:
+        member = self.members.get(pid)
+        if member is not None and exitcode == EX_RECYCLE:
+            # Its successor need not wait until it is gone.
+            member.leaving = True
+            self.change()
+
+    def _on_over(self, pid: int, lost: Any) -> None:
+        member = self.members.get(pid)
+        if member is not None:
+            member.over, member.lost = True, lost
+        self.change()
+
+    def _on_drained(self) -> None:
+        self.drained = True
+        self.change()
+
+    # ---- the supervisor's part ----
+
+    def change(self) -> None:
+        """There is something for the supervisor to do."""
+        self._changes.put(None)
+
+    def later(self) -> None:
+        """The system would not start a worker now."""
+        self._retry_at = monotonic() + RETRY_AFTER
+
+    def wait_for_change(self) -> bool:
+        """Wait until there is something to do; false when there will never be."""
+        if not self.workers and (self.terminated or self.drained):
+            self.engine.post_end()
+            return False
+        try:
+            self._changes.get(timeout=self._patience())
+            while not self._changes.empty():
+                self._changes.get()
+        except Empty:
+            self._retry_at = None
+        if self._kill_all_at is not None and monotonic() >= self._kill_all_at:
+            self._kill_all_at = None
+            for member in list(self.members.values()):
+                if not member.over:
+                    end_worker(member.worker, SIGKILL)
+        return True
+
+    def _patience(self) -> float | None:
+        """Seconds until there is something to do by itself."""
+        due = [at for at in (self._kill_all_at, self._retry_at) if at is not None]
+        return max(0.0, min(due) - monotonic()) if due else None
+
+    def reap(self, shutdown: bool = False) -> list[int | None]:
+        exitcodes: list[int | None] = []
+        with self.maintenance:
+            for member in list(self.members.values()):
+                if member.over:
+                    exitcodes.append(self._reap(member))
+            if self.terminated:
+                # One may have been on its way when the others were told.
+                self._end_workers()
+            elif not self.workers:
+                self._without_workers()
+        return exitcodes
+
+    def _reap(self, member: Member) -> int | None:
+        worker, pool = member.worker, self._pool()
+        worker.join()
+        exitcode: int | None = worker.exitcode
+        self.workers.remove(worker)
+        del self.members[member.pid]
+        worker.inq.let_go()
+        if pool is not None:
+            if self.engine.take_ended():
+                pool.restart_state.R = 0
+            pool._forget_worker(worker)
+        expected = worker._controlled_termination or self.terminated or self.drained
+        if not expected and exitcode not in (EX_OK, EX_RECYCLE):
+            status = human_status(exitcode)
+            error("Process %r pid:%r exited with %r", worker.name, member.pid, status)
+        if not (member.up or member.dismissed or expected):
+            self._note_stillborn(member, exitcode)
+        if member.lost is not None:
+            self._lost(member, *member.lost, exitcode)
+        if pool is not None and pool.on_process_down:
+            pool.on_process_down(worker)
+        return exitcode
+
+    def _note_stillborn(self, member: Member, exitcode: int | None) -> None:
+        if member.unfit is None and exitcode in (-SIGKILL, -SIGTERM):
+            # That says nothing of the next one.
+            self._slain += 1
+        else:
+            self._stillborn += 1
+        self._why_stillborn = member.unfit or captured(
+            WorkerLostError(f"Worker exited before it was ready: {human_status(exitcode)}")
+        )
+
+    def _lost(
+        self, member: Member, task: int, number: int | None, i: int | None, exitcode: int | None
+    ) -> None:
+        """A worker has ended in the middle of a task."""
+        pool = self._pool()
+        job: Any = LostTask(self.engine, task) if number is None else self.cache.get(number)
+        if job is None or job.ready():
+            return
+        if not job.accepted() and job.__class__.__name__ == "ApplyResult":
+            job._ack(i, monotonic(), member.pid, None)
+        if pool is not None:
+            pool._task_lost(job, i, member.worker, exitcode)
+        else:
+            job._set(i, (False, captured(WorkerLostError(human_status(exitcode)))))
+
+    def _without_workers(self) -> None:
+        """Nothing can be done: if that will not change, say so to those who wait."""
+        pool = self._pool()
+        if self.broken is not None or self.drained:
+            return
+        if (self._stillborn or self._slain) and not self.wants_workers():
+            assert self._why_stillborn is not None
+            self.fail(self._why_stillborn)
+        elif self.closed and self.engine.has_waiting() and pool is not None and not pool._processes:
+            self.fail(captured(WorkerLostError("The pool was closed without workers")))

@@ -1,0 +1,118 @@
+//! The engine: a thread of the pool's process that needs no interpreter.
+//!
+//! It waits in `epoll` for three things: its eventfd (a worker's bell, a new earliest timer, a new
+//! worker, the end), workers that end, and the earliest timer. It acts alone where nobody else can:
+//! on deaths and limits, on outcomes while no caller waits, on the queue.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::hub::{Hub, PLENTY};
+use crate::sys::reactor::{self, Reactor};
+
+/// How long it looks away while outcomes are plenty and nobody waits for them.
+const NAP: Duration = Duration::from_micros(200);
+/// The token of the eventfd; others are indexes of workers.
+const KICK: u64 = u64::MAX;
+
+/// Starts the thread. It ends after [`Hub::stop`], and keeps the hub until then.
+pub fn start(hub: Arc<Hub>) -> nix::Result<()> {
+    let reactor = Arc::new(Reactor::new()?);
+    let kick = hub.kick_source()?;
+    reactor.add(&kick, KICK)?;
+    let mut engine = Engine {
+        hub,
+        kick,
+        reactor,
+        watched: HashMap::new(),
+    };
+    std::thread::Builder::new()
+        .name("billiard-pool".into())
+        .stack_size(256 << 10)
+        .spawn(move || {
+            reactor::block_signals();
+            engine.run();
+        })
+        .map(drop)
+        .map_err(|error| nix::errno::Errno::from_raw(error.raw_os_error().unwrap_or(libc::EAGAIN)))
+}
+
+struct Engine {
+    hub: Arc<Hub>,
+    kick: Arc<OwnedFd>,
+    reactor: Arc<Reactor>,
+    /// Copies of the sentinels that are watched, by the index of the worker.
+    watched: HashMap<usize, OwnedFd>,
+}
+
+impl Engine {
+    fn run(&mut self) {
+        while !self.hub.is_stopped() {
+            let tokens = self.reactor.wait(self.patience());
+            for token in tokens {
+                if token == KICK {
+                    reactor::calm(self.kick.as_fd());
+                } else {
+                    self.bury(token as usize);
+                }
+            }
+            self.watch_new();
+            if self.hub.state().tick(Hub::now()) {
+                self.hub.announce_mail();
+            }
+            if !self.hub.is_led() {
+                self.drain();
+            }
+            self.hub.check_drained();
+        }
+        // Results may be kept for long; they need no more than what is in them.
+        self.hub.state().workers.clear();
+        self.hub.close_descriptors();
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        let due = self.hub.state().next_timer()?;
+        Some(due.saturating_sub(Hub::now()))
+    }
+
+    /// Reads what there is, and goes on listening.
+    fn drain(&self) {
+        loop {
+            let gained = self.hub.drain();
+            if gained.outcomes > 0 {
+                self.hub.tell_if_idle();
+            }
+            if self.hub.is_led() || self.hub.is_stopped() {
+                return;
+            }
+            if gained.outcomes >= PLENTY {
+                // Timers and deaths can wait as long as that.
+                std::thread::sleep(NAP);
+            } else if self.hub.listen_for_engine() {
+                return;
+            }
+            if self.patience() == Some(Duration::ZERO) {
+                self.hub.kick();
+                return;
+            }
+        }
+    }
+
+    fn watch_new(&mut self) {
+        for (index, sentinel) in self.hub.unwatched() {
+            if self.reactor.add(sentinel.as_fd(), index as u64).is_ok() {
+                self.watched.insert(index, sentinel);
+            }
+        }
+    }
+
+    fn bury(&mut self, index: usize) {
+        if let Some(sentinel) = self.watched.remove(&index) {
+            self.reactor.remove(sentinel.as_fd());
+        }
+        self.hub.bury(index);
+        self.hub.announce_outcomes();
+    }
+}

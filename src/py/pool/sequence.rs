@@ -1,0 +1,224 @@
+//! What `imap` and `imap_unordered` return for tasks without limits.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use pyo3::exceptions::PyStopIteration;
+use pyo3::intern;
+use pyo3::prelude::*;
+use pyo3::types::PyIterator;
+
+use super::calls;
+use super::engine::PoolEngine;
+use crate::pool::jobs::{Next, Sequence};
+use crate::py::block::Deadline;
+use crate::sys::fork::Kept;
+
+/// The results of :meth:`Pool.imap`, in the order of the tasks, or of
+/// :meth:`Pool.imap_unordered`, as they arrive. Made by the pool.
+///
+/// Process-local; in a forked child its methods raise RuntimeError.
+#[pyclass(frozen, weakref, name = "IMapIterator", module = "billiard.pool")]
+pub struct PoolSequence {
+    engine: Py<PoolEngine>,
+    shared: Kept<Arc<Sequence>>,
+    source: Mutex<Source>,
+    job: Mutex<Option<i64>>,
+}
+
+/// What tasks are made of. The mutex is held for an instant and with the GIL; who feeds takes it out.
+#[derive(Default)]
+struct Source {
+    feed: Option<(Py<PyAny>, Py<PyIterator>)>,
+    /// Tasks submitted so far.
+    count: u64,
+    /// Results taken so far.
+    taken: u64,
+    /// How many tasks may be ahead of the results that were taken; none: the pool decides.
+    buffer: Option<u64>,
+}
+
+impl PoolSequence {
+    pub(super) fn new(engine: Py<PoolEngine>, ordered: bool) -> Self {
+        Self {
+            engine,
+            shared: Kept::new(Arc::new(Sequence::new(ordered))),
+            source: Mutex::default(),
+            job: Mutex::new(None),
+        }
+    }
+
+    pub(super) fn shared(&self) -> PyResult<&Arc<Sequence>> {
+        self.engine.get().hub()?;
+        Ok(self.shared.get().expect("ours, as the engine is"))
+    }
+
+    /// Submits tasks while there may be more of them; whether the source is at its end.
+    fn submit(&self, py: Python<'_>, tasks: usize, bytes: usize) -> PyResult<bool> {
+        let engine = self.engine.get();
+        let shared = self.shared()?;
+        let Some((func, items)) = self.source.lock().feed.take() else {
+            return Ok(true);
+        };
+        let (func, mut items) = (func.into_bound(py), items.into_bound(py));
+        loop {
+            let count = {
+                let source = self.source.lock();
+                let full = source
+                    .buffer
+                    .is_some_and(|most| source.count - source.taken >= most);
+                if full {
+                    drop(source);
+                    self.source.lock().feed = Some((func.unbind(), items.unbind()));
+                    return Ok(false);
+                }
+                source.count
+            };
+            if count % 64 == 63 || count < 4 {
+                // Now and then: nobody may want more, and the queue may be long enough.
+                if shared.is_ended() {
+                    return Ok(true);
+                }
+                if !engine.hub()?.state().has_room(tasks, bytes) {
+                    self.source.lock().feed = Some((func.unbind(), items.unbind()));
+                    return Ok(false);
+                }
+            }
+            match items.next() {
+                Some(Ok(item)) => {
+                    self.source.lock().count = count + 1;
+                    engine.put_item(self, count, &func, &item)?;
+                }
+                Some(Err(error)) if error.is_instance_of::<pyo3::exceptions::PyException>(py) => {
+                    let info = calls::failure(engine.wire(py), error)?;
+                    self.fail_at(count, &info)?;
+                    return Ok(true);
+                }
+                Some(Err(error)) => {
+                    self.source.lock().feed = Some((func.unbind(), items.unbind()));
+                    return Err(error);
+                }
+                None => {
+                    shared.set_length(count);
+                    engine.hub()?.announce_outcomes();
+                    return Ok(true);
+                }
+            }
+        }
+    }
+
+    fn fail_at(&self, i: u64, info: &Bound<'_, PyAny>) -> PyResult<()> {
+        let shared = self.shared()?;
+        drop(shared.put(i, calls::local(info)));
+        shared.set_length(i + 1);
+        self.engine.get().hub()?.announce_outcomes();
+        Ok(())
+    }
+}
+
+#[pymethods]
+impl PoolSequence {
+    /// What :meth:`feed` submits: `func(item)` for the items. With `buffer`, at most so many are
+    /// ahead of the results that have been taken, and `next` submits one for each that it takes.
+    #[pyo3(signature = (func, items, buffer=None))]
+    fn begin(&self, func: Py<PyAny>, items: Py<PyIterator>, buffer: Option<u64>) {
+        let mut source = self.source.lock();
+        source.feed = Some((func, items));
+        source.buffer = buffer;
+    }
+
+    /// Submits tasks until so many (or bytes of them) wait; true when all have been submitted.
+    fn feed(&self, py: Python<'_>, tasks: usize, bytes: usize) -> PyResult<bool> {
+        self.submit(py, tasks, bytes)
+    }
+
+    /// Wait for the next result: return the value or raise the task's exception.
+    ///
+    /// :param timeout: seconds to wait at most.
+    /// :raises TimeoutError: it is not there yet.
+    /// :raises StopIteration: there are no more.
+    #[pyo3(signature = (timeout=None))]
+    fn next<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<Bound<'py, PyAny>> {
+        let engine = self.engine.get();
+        let shared = self.shared()?;
+        loop {
+            match shared.next() {
+                Next::Item(outcome) => {
+                    self.taken(py)?;
+                    let (success, value) = calls::decode_outcome(engine.wire(py), outcome)?;
+                    if success {
+                        return Ok(value);
+                    }
+                    let wire = engine.wire(py);
+                    let error = wire.call_method1(intern!(py, "task_error"), (value,))?;
+                    return Err(PyErr::from_value(error));
+                }
+                Next::End => {
+                    engine.let_go();
+                    return Err(PyStopIteration::new_err(()));
+                }
+                Next::NotYet => {
+                    engine.hub()?.drain();
+                    if shared.has_next() {
+                        continue;
+                    }
+                    let deadline = Deadline::after(timeout)?;
+                    if !engine.wait_until(py, deadline, &|| shared.has_next())? {
+                        let wire = engine.wire(py);
+                        let error = wire.call_method0(intern!(py, "timeout_error"))?;
+                        return Err(PyErr::from_value(error));
+                    }
+                }
+            }
+        }
+    }
+
+    fn __iter__(slf: PyRef<'_, Self>) -> PyRef<'_, Self> {
+        slf
+    }
+
+    fn __next__<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.next(py, None)
+    }
+
+    /// Whether all results have arrived.
+    fn ready(&self) -> PyResult<bool> {
+        self.engine.get().hub()?.drain();
+        Ok(self.shared()?.is_ended())
+    }
+
+    /// Forget the job.
+    fn discard(&self) {}
+
+    /// Nothing more will come: an ExceptionInfo, then the end.
+    #[pyo3(name = "_abandon")]
+    fn abandon(&self, info: &Bound<'_, PyAny>) -> PyResult<()> {
+        let rest = self.shared()?.abandon(calls::local(info));
+        drop(rest);
+        self.engine.get().hub()?.announce_outcomes();
+        Ok(())
+    }
+
+    #[getter(_job)]
+    fn job(&self, py: Python<'_>) -> PyResult<i64> {
+        if let Some(job) = *self.job.lock() {
+            return Ok(job);
+        }
+        let wire = self.engine.get().wire(py);
+        let job = wire.call_method0(intern!(py, "new_job"))?.extract()?;
+        Ok(*self.job.lock().get_or_insert(job))
+    }
+}
+
+impl PoolSequence {
+    /// A result has been taken: there may be room for a task.
+    fn taken(&self, py: Python<'_>) -> PyResult<()> {
+        let mut source = self.source.lock();
+        if source.buffer.is_none() {
+            return Ok(());
+        }
+        source.taken += 1;
+        drop(source);
+        self.submit(py, usize::MAX, usize::MAX).map(drop)
+    }
+}

@@ -1,0 +1,110 @@
+"""How a pool starts its first workers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripts import run_file
+
+import billiard
+from billiard import forkserver
+from billiard import pool as pool_module
+
+FORKSERVER = billiard.get_context("forkserver")
+
+
+@pytest.fixture
+def batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many processes the fork server was asked for, each time."""
+    asked = []
+    server = forkserver._forkserver
+    start_children = server._start_children
+
+    def counting(orders: Any) -> Any:
+        asked.append(len(orders))
+        return start_children(orders)
+
+    monkeypatch.setattr(server, "_start_children", counting)
+    return asked
+
+
+def test_the_fork_server_is_asked_once_for_all_workers(batches: list[int]) -> None:
+    up: list[int] = []
+    with FORKSERVER.Pool(4, on_process_up=lambda worker: up.append(worker.pid)) as pool:
+        assert batches == [4]
+        assert up == [worker.pid for worker in pool._pool]
+        assert [worker.index for worker in pool._pool] == [0, 1, 2, 3]
+        assert pool.map(abs, range(-20, 0), 1) == list(range(20, 0, -1))
+    pool.join()
+
+
+def test_one_worker_s_death_is_no_other_s(batches: list[int]) -> None:
+    with FORKSERVER.Pool(3) as pool:
+        with pytest.raises(billiard.WorkerLostError):
+            pool.apply_async(os._exit, (3,)).get(60)
+        assert pool.map(abs, range(-20, 0), 1) == list(range(20, 0, -1))
+    pool.join()
+    assert batches[0] == 3
+
+
+def test_subclasses_that_make_workers_themselves_are_asked_for_each(ctx: Any) -> None:
+    made = []
+
+    class Pool(pool_module.Pool):
+        def _create_worker_process(self, i: int) -> Any:
+            made.append(i)
+            return super()._create_worker_process(i)
+
+    with Pool(3, context=ctx) as pool:
+        assert made == [0, 1, 2]
+        assert pool.apply(abs, (-1,)) == 1
+    pool.join()
+
+
+def test_a_worker_that_cannot_be_started(
+    monkeypatch: pytest.MonkeyPatch, batches: list[int]
+) -> None:
+    """The others have been; the pool has not."""
+    server = forkserver._forkserver
+    start_children = server._start_children
+
+    def failing(orders: Any) -> Any:
+        *children, last = start_children(orders)
+        last.send_signal(9)
+        last.wait()
+        last.close()
+        return [*children, OSError(errno.EAGAIN, "no processes left")]
+
+    monkeypatch.setattr(server, "_start_children", failing)
+    with pytest.raises(OSError, match="no processes left") as caught:
+        FORKSERVER.Pool(3)
+    assert caught.value.errno == errno.EAGAIN
+    assert billiard.active_children() == []
+
+
+def test_an_initializer_that_cannot_be_pickled_starts_nothing(batches: list[int]) -> None:
+    with pytest.raises(TypeError, match="pickle"):
+        FORKSERVER.Pool(3, print, (threading.Lock(),))
+    assert batches == []
+    assert billiard.active_children() == []
+
+
+def test_a_worker_imports_less_than_its_pool(tmp_path: Path) -> None:
+    source = """
+        import sys, billiard
+        def imported():
+            return [*sys.modules]
+        if __name__ == "__main__":
+            with billiard.get_context("spawn").Pool(1) as pool:
+                print(*pool.apply(imported))
+            pool.join()
+    """
+    found = run_file(tmp_path, source).stdout.split()
+    assert "billiard._pool.worker" in found
+    dear = {"billiard.pool", "billiard.popen_spawn_posix", "billiard.sharedctypes", "ctypes"}
+    assert dear.isdisjoint(found)
