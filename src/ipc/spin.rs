@@ -15,6 +15,8 @@ const SPIN: Duration = Duration::from_micros(10);
 const SURE: u32 = 256;
 /// Below it, spins are rare trials.
 const DOUBTFUL: u32 = SURE / 4;
+/// It never falls below this: one trial that pays is enough for another spin.
+const LEAST: u32 = DOUBTFUL - SURE / 16;
 /// One wait in so many is a trial.
 const TRIAL: u32 = 64;
 
@@ -41,7 +43,7 @@ impl Spinner {
         many_cpus: impl FnOnce() -> bool,
         mut look: impl FnMut() -> Option<T>,
     ) -> Option<T> {
-        let trust = self.trust.load(Ordering::Relaxed);
+        let trust = self.trust.load(Ordering::Relaxed).max(LEAST);
         if trust < DOUBTFUL {
             let wait = self.waits.fetch_add(1, Ordering::Relaxed);
             if wait % TRIAL != TRIAL - 1 || !many_cpus() {
@@ -56,7 +58,7 @@ impl Spinner {
         }
         let trust = match found {
             Some(_) => trust + (SURE - trust).div_ceil(8),
-            None => trust - trust.div_ceil(4),
+            None => (trust - trust.div_ceil(4)).max(LEAST),
         };
         self.trust.store(trust, Ordering::Relaxed);
         found

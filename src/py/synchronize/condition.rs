@@ -1,6 +1,7 @@
 //! Condition variables.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyAssertionError, PyOverflowError, PyRuntimeError, PyValueError};
@@ -29,6 +30,8 @@ struct Parts {
     line: LineRef,
     lock: AnyLock,
     spinner: Spinner,
+    /// where who last notified this process was, see `cpu`
+    notifier: AtomicU64,
 }
 
 /// A condition variable over a lock. *Process-shared* words; a forked child inherits them.
@@ -58,6 +61,7 @@ impl Condition {
                 line,
                 lock,
                 spinner: Spinner::default(),
+                notifier: AtomicU64::new(0),
             })
             .is_err();
         if again {
@@ -88,10 +92,14 @@ impl Parts {
         // Not before the lock can be had: waiting for it would be a second wait.
         let look = || (self.lock.seems_free() && words.go(ticket)).then_some(true);
         let sleep = |left| words.wait(ticket, left);
-        let elsewhere = || cpu::is_elsewhere(&self.line[WHERE]);
+        let elsewhere = || cpu::is_elsewhere(&self.notifier);
         let notified = wait_for(py, deadline, &self.spinner, elsewhere, look, sleep);
         if notified.is_err() {
             words.leave(ticket);
+        } else {
+            // Now, before this process notifies and is the last one itself.
+            let there = self.line[WHERE].load(Ordering::Relaxed);
+            self.notifier.store(there, Ordering::Relaxed);
         }
         notified
     }
