@@ -334,9 +334,10 @@ class ThreadsDrive(Drive):
 
     @property
     def launches_together(self) -> bool:  # type: ignore[override]
-        # A forked worker would have the pipes of those that are made but not started yet.
+        # A forked worker would have the pipes of those that are made but not started yet; and a
+        # drive that launches in its own way launches each.
         together: bool = self._context.get_start_method() == "forkserver"
-        return together
+        return together and type(self).launch is ThreadsDrive.launch
 
     def launch_all(self, workers: Sequence[Any]) -> None:
         exchange = self.exchange
