@@ -355,3 +355,40 @@ def test_threads_may_start_and_set_at_the_same_time() -> None:
         thread.join()
     assert codes == [0] * 12
     assert len(pids()) == 2
+
+
+def test_a_fork_while_a_spare_is_being_started() -> None:
+    spawn.set_spares(1)
+    for _ in range(5):
+        child = SPAWN.Process(target=int)
+        child.start()  # its successor is on the way
+        ours, its = billiard.Pipe()
+        forked = billiard.get_context("fork").Process(target=hold, args=(its,))
+        forked.start()
+        its.close()
+        with ours:
+            assert ours.recv() == []
+            ours.send("go")
+        child.join(60)
+        forked.join(60)
+        assert (child.exitcode, forked.exitcode) == (0, 0)
+    assert len(pids()) == 1
+
+
+def test_a_spare_that_could_not_be_started_is_passed_over() -> None:
+    spawn.set_spares(1)
+    with _spares._lock:
+        [spare] = _spares._spares
+        ours, its = _core.request_sockets()
+        starting = _core.Starting(b"/no/such/python", [b"python"], [its])
+        _spares._spares.insert(0, _spares._Spare(starting, ours, spare.conditions))
+    assert ask()[0] == spare.child.pid
+    assert len(pids()) == 1
+    with pytest.raises(FileNotFoundError, match="/no/such/python"):
+        _core.Starting(b"/no/such/python", [b"python"], []).child()
+    starting = _core.Starting(b"/bin/true", [b"true"], [])
+    child = starting.child()
+    assert child.wait(60) == 0
+    child.close()
+    with pytest.raises(ValueError, match="has been taken"):
+        starting.child()
