@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use super::jobs::Owner;
+use super::jobs::{Owner, Sequence};
 use super::message::{Body, Call, Outcome, record};
 use super::shared::{Common, Lane, SLOTS, WANTS_ACK};
 use crate::ipc::claim::{self, PARENT};
@@ -159,6 +159,9 @@ pub struct Gained {
     pub room: bool,
     /// A closed pool has nothing left to do.
     pub drained: bool,
+    /// Sequences that nobody reads any more. What they hold may run Python code when it is dropped,
+    /// which must not be here.
+    pub unwanted: Vec<Arc<Sequence>>,
 }
 
 impl Gained {
@@ -781,7 +784,13 @@ impl State {
     pub fn deliver(&mut self, owner: Owner, outcome: Outcome, gained: &mut Gained) {
         match owner {
             Owner::Cell(cell) => drop(cell.set(outcome)),
-            Owner::Item(sequence, i) => drop(sequence.put(i, outcome)),
+            Owner::Item(sequence, i) => {
+                drop(sequence.put(i, outcome));
+                // Nobody else wants it: it goes, with all that it holds, without the lock.
+                if Arc::strong_count(&sequence) == 1 {
+                    gained.unwanted.push(sequence);
+                }
+            }
             Owner::Book(job, i) => {
                 self.mail.push_back(Mail::Ready(job, i, outcome));
                 gained.mail = true;
