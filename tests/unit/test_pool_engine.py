@@ -269,3 +269,10 @@ def test_a_worker_that_cannot_be_watched_is_not_left(
         pool.close()
         assert pool.join(30)
     caplog.clear()  # the exception that it has knows the worker
+
+
+def test_the_longest_timeout_of_threads_is_one_here() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(time.sleep, (0.05,)).get(threading.TIMEOUT_MAX) is None
+        with pytest.raises(OverflowError):
+            pool.apply_async(time.sleep, (0.05,)).get(1e10)
