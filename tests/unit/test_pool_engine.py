@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -276,3 +278,24 @@ def test_the_longest_timeout_of_threads_is_one_here() -> None:
         assert pool.apply_async(time.sleep, (0.05,)).get(threading.TIMEOUT_MAX) is None
         with pytest.raises(OverflowError):
             pool.apply_async(time.sleep, (0.05,)).get(1e10)
+
+
+def test_a_process_forked_by_the_system_call_leaves_the_workers_alone_when_it_exits() -> None:
+    program = """
+import billiard, os, sys
+if __name__ == "__main__":
+    pool = billiard.get_context("fork").Pool(1)
+    task = pool.apply_async(int)
+    task.get(30)
+    workers = [worker.pid for worker in pool._pool]
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert pool.apply_async(os.getpid).get(30) in workers
+    pool.terminate()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
