@@ -93,6 +93,8 @@ impl PoolSequence {
                 if shared.is_ended() {
                     return Ok(true);
                 }
+                // An iterator in C runs nothing that lets other threads have the interpreter.
+                py.detach(|| ());
                 if !engine.hub()?.state().has_room(tasks, bytes) {
                     again(func, items, left.map(Bound::unbind));
                     return Ok(false);
