@@ -18,7 +18,7 @@ import pytest
 
 import billiard
 import billiard.pool
-from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated
 
 
 def ident(x: Any) -> Any:
@@ -299,3 +299,37 @@ if __name__ == "__main__":
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_map_that_is_cancelled_hands_out_no_more_tasks() -> None:
+    ctx = billiard.get_context("fork")
+    begun = ctx.Semaphore(0)
+    with ctx.Pool(1, _BEGUN.append, (begun,)) as pool:
+        result = pool.map_async(_begin_and_wait, [60] * 5000, chunksize=1)
+        assert begun.acquire(timeout=30)
+        assert result.cancel()
+        with pytest.raises(Terminated):
+            result.get(30)
+        assert not result.cancel()
+        assert pool.apply_async(ident, (1,)).get(30) == 1
+        assert not begun.acquire(block=False)
+        pool.close()
+        assert pool.join(30)
+
+
+_BEGUN: list[Any] = []
+
+
+def _begin_and_wait(seconds: float) -> None:
+    _BEGUN[-1].release()
+    time.sleep(seconds)
+
+
+def test_a_pool_that_could_not_be_made_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    # The last of the threads to be started.
+    monkeypatch.setattr(billiard.pool.TaskHandler, "start", start)
+    with pytest.raises(RuntimeError, match="new thread"):
+        billiard.get_context("fork").Pool(2)

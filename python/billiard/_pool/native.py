@@ -176,6 +176,8 @@ class NativeDrive(Drive):
         self._messages: deque[Any] = deque()
         self.maintenance = threading.RLock()
         self.members: dict[int, Member] = {}
+        #: jobs that were cancelled while tasks of some job were being fed
+        self._withdrawn: set[int] = set()
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
         self.terminated = False
@@ -317,6 +319,15 @@ class NativeDrive(Drive):
             sequence._abandon(info)
 
     def abort(self) -> None:
+        # Threads that have been started already find nothing to do.
+        self.terminated = True
+        for worker in self.workers:
+            worker.inq.let_go()
+        self.workers.clear()
+        self.members.clear()
+        self.submissions.put(None)
+        self.engine.post_end()
+        self.change()
         self.engine.stop()
 
     # ---- tasks ----
@@ -369,13 +380,24 @@ class NativeDrive(Drive):
         """What the task handler does with each task of a sequence."""
         if task is not None:
             self.engine.wait_for_room(WAITING_TASKS, WAITING_BYTES)
+            if task[1][0] in self._withdrawn:
+                self._withdrawn.discard(task[1][0])
+                raise Refused(wire.cancelled())
             if self.broken is not None:
                 # One answer is enough, and a sequence may be endless.
                 raise Refused(self.broken)
             self._put(task)
 
     def cancel(self, job: Any) -> bool:
-        return self.engine.cancel(job._job, None, wire.cancelled())
+        if job.ready():
+            return False
+        # Its tasks may still be on their way to the engine.
+        feeding = self.submissions.busy()
+        if feeding:
+            self._withdrawn.add(job._job)
+        else:
+            self._withdrawn.clear()
+        return self.engine.cancel(job._job, None, wire.cancelled()) or feeding
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else monotonic() + timeout
