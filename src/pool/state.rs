@@ -34,6 +34,8 @@ use crate::sys::{clock, futex, pidfd};
 const DEADLY: u8 = 5;
 /// Seconds between SIGTERM and SIGKILL for a worker over its hard limit.
 const KILL_AFTER: Duration = Duration::from_millis(100);
+/// A worker that was woken has begun to look after so long, unless it is stopped.
+const STUCK_AFTER: Duration = Duration::from_millis(50);
 /// So many timers are no burden.
 const TIMERS: usize = 1024;
 /// The number of the pool's process among the holders of a lane's extents.
@@ -129,6 +131,8 @@ enum Alarm {
     Soft(u64),
     Hard(u64),
     Kill(usize, u64),
+    /// Is there a task beside a sleeping worker? The one that was woken for it may have been stopped.
+    Stuck,
 }
 
 /// When, in a total order (times are finite), and what.
@@ -200,6 +204,8 @@ pub struct State {
     pub workers: Vec<Option<Worker>>,
     serial: u64,
     timers: BinaryHeap<Reverse<Timer>>,
+    /// There is a timer for the last wake-ups.
+    watching: bool,
     /// When there are so many, those of tasks that have ended are thrown away.
     timers_kept: usize,
     pub mail: VecDeque<Mail>,
@@ -233,6 +239,7 @@ impl State {
             workers: Vec::new(),
             serial: 0,
             timers: BinaryHeap::new(),
+            watching: false,
             timers_kept: TIMERS,
             mail: VecDeque::new(),
             unwatched: Vec::new(),
@@ -448,7 +455,31 @@ impl State {
             task.position = Some(position);
         }
         claim::publish(&self.common, position);
-        gained.wake.extend(sleepers::take(&self.common));
+        let woken = sleepers::take(&self.common);
+        gained.wake.extend(woken);
+        if woken.is_some() {
+            self.watch_the_woken(gained);
+        }
+    }
+
+    /// Has the engine look, some time later, whether a wake-up has come to nothing.
+    fn watch_the_woken(&mut self, gained: &mut Gained) {
+        if !std::mem::replace(&mut self.watching, true) {
+            let due = clock::now() + STUCK_AFTER;
+            gained.timer |= self.next_timer().is_none_or(|first| due < first);
+            self.timers.push(Reverse(Timer(due, Alarm::Stuck)));
+        }
+    }
+
+    /// Wakes another worker if a task still waits and one sleeps.
+    fn help_the_stuck(&mut self) {
+        self.watching = false;
+        if !claim::is_empty(&self.common)
+            && let Some(worker) = sleepers::take(&self.common)
+        {
+            futex::wake(sleepers::Beds::word(&self.common, worker), 1);
+            self.watch_the_woken(&mut Gained::default());
+        }
     }
 
     /// Moves what waits into the ring.
@@ -815,7 +846,7 @@ impl State {
             let mut timers = std::mem::take(&mut self.timers);
             timers.retain(|Reverse(Timer(_, alarm))| match *alarm {
                 Alarm::Soft(number) | Alarm::Hard(number) => self.knows(number),
-                Alarm::Kill(..) => true,
+                Alarm::Kill(..) | Alarm::Stuck => true,
             });
             self.timers_kept = (2 * timers.len()).max(TIMERS);
             self.timers = timers;
@@ -849,6 +880,7 @@ impl State {
             match alarm {
                 Alarm::Soft(number) => mail |= self.warn(number),
                 Alarm::Hard(number) => mail |= self.stop(number),
+                Alarm::Stuck => self.help_the_stuck(),
                 Alarm::Kill(index, serial) => {
                     if let Some(worker) = self.worker(index)
                         && worker.serial == serial

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -333,3 +334,15 @@ def test_a_pool_that_could_not_be_made_leaves_no_thread(monkeypatch: pytest.Monk
     monkeypatch.setattr(billiard.pool.TaskHandler, "start", start)
     with pytest.raises(RuntimeError, match="new thread"):
         billiard.get_context("fork").Pool(2)
+
+
+def test_a_task_does_not_wait_for_an_idle_worker_that_is_stopped() -> None:
+    with billiard.get_context("fork").Pool(2) as pool:
+        pool.map(ident, range(20))
+        for worker in list(pool._pool):
+            os.kill(worker.pid, signal.SIGSTOP)
+            assert pool.apply_async(ident, (1,)).get(30) == 1
+            called = threading.Event()
+            pool.apply_async(ident, (1,), callback=lambda value: called.set())
+            assert called.wait(30)
+            os.kill(worker.pid, signal.SIGCONT)
