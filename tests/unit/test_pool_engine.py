@@ -1,4 +1,4 @@
-"""The corners of the native drive: what callers, signals and users' code may do to it at any point."""
+"""The corners of the native drive: what callers, signals and users' code may do to it."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_a_failure_that_was_raised_does_not_keep_the_frame_that_asked() -> None:
         witnesses.append(weakref.ref(witness))
         try:
             result.get(30)
-        except Exception:
-            pass
+        except Exception as exc:
+            assert exc.__traceback__
         # The frame knows the result, which knows the exception, which knows the frame.
 
     with billiard.get_context("fork").Pool(1) as pool:
@@ -92,9 +92,11 @@ def _begin_badly() -> None:
 
 
 def test_an_initializer_s_exception_arrives_however_long_it_is() -> None:
-    with billiard.get_context("fork").Pool(1, _begin_badly) as pool:
-        with pytest.raises(billiard.pool.MaybeEncodingError) as caught:
-            pool.apply_async(ident, (1,)).get(30)
+    with (
+        billiard.get_context("fork").Pool(1, _begin_badly) as pool,
+        pytest.raises(billiard.pool.MaybeEncodingError) as caught,
+    ):
+        pool.apply_async(ident, (1,)).get(30)
     assert "ValueError" in str(caught.value)
 
 
@@ -343,6 +345,6 @@ def test_a_task_does_not_wait_for_an_idle_worker_that_is_stopped() -> None:
             os.kill(worker.pid, signal.SIGSTOP)
             assert pool.apply_async(ident, (1,)).get(30) == 1
             called = threading.Event()
-            pool.apply_async(ident, (1,), callback=lambda value: called.set())
+            pool.apply_async(threading.get_ident, callback=lambda _, done=called: done.set())
             assert called.wait(30)
             os.kill(worker.pid, signal.SIGCONT)

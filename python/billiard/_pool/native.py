@@ -658,7 +658,5 @@ class NativeDrive(Drive):
         if (self._stillborn or self._slain) and not self.wants_workers():
             assert self._why_stillborn is not None
             self.fail(self._why_stillborn)
-        elif (
-            self.closed and self.engine.has_waiting() and pool is not None and not pool._processes
-        ):
+        elif self.closed and self.engine.has_waiting() and pool is not None and not pool._processes:
             self.fail(captured(WorkerLostError("The pool was closed without workers")))

@@ -16,7 +16,7 @@ from ..exceptions import Terminated
 from ..reduction import ForkingPickler
 from .constants import STRANGE, TASK, job_counter
 from .log import error
-from .results import captured, task_error
+from .results import captured, task_error  # noqa: F401  (for the Rust part)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
