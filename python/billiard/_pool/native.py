@@ -477,6 +477,7 @@ class NativeDrive(Drive):
         except BaseException:
             self.workers.remove(worker)
             worker.inq.let_go()
+            del lane  # the exception knows this frame
             raise
         finally:
             self._launching = None
@@ -491,6 +492,7 @@ class NativeDrive(Drive):
             self.workers.remove(worker)
             del self.members[worker.pid]
             worker.inq.let_go()
+            del lane  # the exception knows this frame
             raise
         if self.terminated:
             # It was on its way when the others were told.
