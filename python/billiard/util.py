@@ -385,7 +385,10 @@ def is_exiting() -> bool:
 
 def _end_children() -> None:
     """Terminate the daemonic children, wait for the others."""
-    daemons = [child for child in process.active_children() if child.daemon]
+    # What was forked behind our back (`os.fork`) has inherited a list of somebody else's children.
+    me = os.getpid()
+    children = [child for child in process.active_children() if child._parent_pid == me]
+    daemons = [child for child in children if child.daemon]
     for child in daemons:
         info("calling terminate() for daemon %s", child.name)
         child.terminate()
@@ -394,7 +397,7 @@ def _end_children() -> None:
         if child.is_alive():
             info("daemon %s outlived SIGTERM, killing it", child.name)
             child.kill()
-    for child in process.active_children():
+    for child in children:
         info("calling join() for process %s", child.name)
         child.join()
 

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
-use super::jobs::Owner;
+use super::jobs::{Owner, Sequence};
 use super::message::{Body, Call, Outcome, record};
 use super::shared::{Common, Lane, SLOTS, WANTS_ACK};
 use crate::ipc::claim::{self, PARENT};
@@ -34,6 +34,8 @@ use crate::sys::{clock, futex, pidfd};
 const DEADLY: u8 = 5;
 /// Seconds between SIGTERM and SIGKILL for a worker over its hard limit.
 const KILL_AFTER: Duration = Duration::from_millis(100);
+/// A worker that was woken has begun to look after so long, unless it is stopped.
+const STUCK_AFTER: Duration = Duration::from_millis(50);
 /// So many timers are no burden.
 const TIMERS: usize = 1024;
 /// The number of the pool's process among the holders of a lane's extents.
@@ -129,6 +131,8 @@ enum Alarm {
     Soft(u64),
     Hard(u64),
     Kill(usize, u64),
+    /// Is there a task beside a sleeping worker? The one that was woken for it may have been stopped.
+    Stuck,
 }
 
 /// When, in a total order (times are finite), and what.
@@ -159,6 +163,9 @@ pub struct Gained {
     pub room: bool,
     /// A closed pool has nothing left to do.
     pub drained: bool,
+    /// Sequences that nobody reads any more. What they hold may run Python code when it is dropped,
+    /// which must not be here.
+    pub unwanted: Vec<Arc<Sequence>>,
 }
 
 impl Gained {
@@ -201,6 +208,8 @@ pub struct State {
     reserved: Vec<usize>,
     serial: u64,
     timers: BinaryHeap<Reverse<Timer>>,
+    /// There is a timer for the last wake-ups.
+    watching: bool,
     /// When there are so many, those of tasks that have ended are thrown away.
     timers_kept: usize,
     pub mail: VecDeque<Mail>,
@@ -236,6 +245,7 @@ impl State {
             reserved: Vec::new(),
             serial: 0,
             timers: BinaryHeap::new(),
+            watching: false,
             timers_kept: TIMERS,
             mail: VecDeque::new(),
             unwatched: Vec::new(),
@@ -442,7 +452,31 @@ impl State {
             task.position = Some(position);
         }
         claim::publish(&self.common, position);
-        gained.wake.extend(sleepers::take(&self.common));
+        let woken = sleepers::take(&self.common);
+        gained.wake.extend(woken);
+        if woken.is_some() {
+            self.watch_the_woken(gained);
+        }
+    }
+
+    /// Has the engine look, some time later, whether a wake-up has come to nothing.
+    fn watch_the_woken(&mut self, gained: &mut Gained) {
+        if !std::mem::replace(&mut self.watching, true) {
+            let due = clock::now() + STUCK_AFTER;
+            gained.timer |= self.next_timer().is_none_or(|first| due < first);
+            self.timers.push(Reverse(Timer(due, Alarm::Stuck)));
+        }
+    }
+
+    /// Wakes another worker if a task still waits and one sleeps.
+    fn help_the_stuck(&mut self) {
+        self.watching = false;
+        if !claim::is_empty(&self.common)
+            && let Some(worker) = sleepers::take(&self.common)
+        {
+            futex::wake(sleepers::Beds::word(&self.common, worker), 1);
+            self.watch_the_woken(&mut Gained::default());
+        }
     }
 
     /// Moves what waits into the ring.
@@ -784,7 +818,13 @@ impl State {
     pub fn deliver(&mut self, owner: Owner, outcome: Outcome, gained: &mut Gained) {
         match owner {
             Owner::Cell(cell) => drop(cell.set(outcome)),
-            Owner::Item(sequence, i) => drop(sequence.put(i, outcome)),
+            Owner::Item(sequence, i) => {
+                drop(sequence.put(i, outcome));
+                // Nobody else wants it: it goes, with all that it holds, without the lock.
+                if Arc::strong_count(&sequence) == 1 {
+                    gained.unwanted.push(sequence);
+                }
+            }
             Owner::Book(job, i) => {
                 self.mail.push_back(Mail::Ready(job, i, outcome));
                 gained.mail = true;
@@ -809,7 +849,7 @@ impl State {
             let mut timers = std::mem::take(&mut self.timers);
             timers.retain(|Reverse(Timer(_, alarm))| match *alarm {
                 Alarm::Soft(number) | Alarm::Hard(number) => self.knows(number),
-                Alarm::Kill(..) => true,
+                Alarm::Kill(..) | Alarm::Stuck => true,
             });
             self.timers_kept = (2 * timers.len()).max(TIMERS);
             self.timers = timers;
@@ -843,6 +883,7 @@ impl State {
             match alarm {
                 Alarm::Soft(number) => mail |= self.warn(number),
                 Alarm::Hard(number) => mail |= self.stop(number),
+                Alarm::Stuck => self.help_the_stuck(),
                 Alarm::Kill(index, serial) => {
                     if let Some(worker) = self.worker(index)
                         && worker.serial == serial

@@ -21,6 +21,8 @@ pub enum Deadline {
 
 /// Longer waits are "for ever" to the kernel and to us (about 31 years).
 const LONGEST: f64 = 1e9;
+/// What Python calls `threading.TIMEOUT_MAX`: nanoseconds that fit into 63 bits.
+const MOST: f64 = 9_223_372_036.0;
 
 impl Deadline {
     /// From a Python timeout in seconds: `None` waits for ever, a negative one does not wait.
@@ -30,7 +32,7 @@ impl Deadline {
             Some(seconds) if seconds.is_nan() => {
                 Err(PyValueError::new_err("timeout must not be NaN"))
             }
-            Some(seconds) if seconds > LONGEST && seconds.is_finite() => {
+            Some(seconds) if seconds > MOST && seconds.is_finite() => {
                 Err(PyOverflowError::new_err("timeout value is too large"))
             }
             Some(seconds) if seconds > LONGEST => Ok(Self::Never),

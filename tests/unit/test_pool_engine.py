@@ -1,10 +1,13 @@
-"""The corners of the native drive: what callers, signals and users' code may do to it at any point."""
+"""The corners of the native drive: what callers, signals and users' code may do to it."""
 
 from __future__ import annotations
 
 import errno
 import gc
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -16,7 +19,7 @@ import pytest
 
 import billiard
 import billiard.pool
-from billiard.exceptions import SoftTimeLimitExceeded
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated
 
 
 def ident(x: Any) -> Any:
@@ -39,8 +42,8 @@ def test_a_failure_that_was_raised_does_not_keep_the_frame_that_asked() -> None:
         witnesses.append(weakref.ref(witness))
         try:
             result.get(30)
-        except Exception:
-            pass
+        except Exception as exc:
+            assert exc.__traceback__
         # The frame knows the result, which knows the exception, which knows the frame.
 
     with billiard.get_context("fork").Pool(1) as pool:
@@ -89,9 +92,11 @@ def _begin_badly() -> None:
 
 
 def test_an_initializer_s_exception_arrives_however_long_it_is() -> None:
-    with billiard.get_context("fork").Pool(1, _begin_badly) as pool:
-        with pytest.raises(billiard.pool.MaybeEncodingError) as caught:
-            pool.apply_async(ident, (1,)).get(30)
+    with (
+        billiard.get_context("fork").Pool(1, _begin_badly) as pool,
+        pytest.raises(billiard.pool.MaybeEncodingError) as caught,
+    ):
+        pool.apply_async(ident, (1,)).get(30)
     assert "ValueError" in str(caught.value)
 
 
@@ -269,3 +274,77 @@ def test_a_worker_that_cannot_be_watched_is_not_left(
         pool.close()
         assert pool.join(30)
     caplog.clear()  # the exception that it has knows the worker
+
+
+def test_the_longest_timeout_of_threads_is_one_here() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        assert pool.apply_async(time.sleep, (0.05,)).get(threading.TIMEOUT_MAX) is None
+        with pytest.raises(OverflowError):
+            pool.apply_async(time.sleep, (0.05,)).get(1e10)
+
+
+def test_a_process_forked_by_the_system_call_leaves_the_workers_alone_when_it_exits() -> None:
+    program = """
+import billiard, os, sys
+if __name__ == "__main__":
+    pool = billiard.get_context("fork").Pool(1)
+    task = pool.apply_async(int)
+    task.get(30)
+    workers = [worker.pid for worker in pool._pool]
+    child = os.fork()
+    if child == 0:
+        sys.exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert pool.apply_async(os.getpid).get(30) in workers
+    pool.terminate()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_map_that_is_cancelled_hands_out_no_more_tasks() -> None:
+    ctx = billiard.get_context("fork")
+    begun = ctx.Semaphore(0)
+    with ctx.Pool(1, _BEGUN.append, (begun,)) as pool:
+        result = pool.map_async(_begin_and_wait, [60] * 5000, chunksize=1)
+        assert begun.acquire(timeout=30)
+        assert result.cancel()
+        with pytest.raises(Terminated):
+            result.get(30)
+        assert not result.cancel()
+        assert pool.apply_async(ident, (1,)).get(30) == 1
+        assert not begun.acquire(block=False)
+        pool.close()
+        assert pool.join(30)
+
+
+_BEGUN: list[Any] = []
+
+
+def _begin_and_wait(seconds: float) -> None:
+    _BEGUN[-1].release()
+    time.sleep(seconds)
+
+
+def test_a_pool_that_could_not_be_made_leaves_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(self: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    # The last of the threads to be started.
+    monkeypatch.setattr(billiard.pool.TaskHandler, "start", start)
+    with pytest.raises(RuntimeError, match="new thread"):
+        billiard.get_context("fork").Pool(2)
+
+
+def test_a_task_does_not_wait_for_an_idle_worker_that_is_stopped() -> None:
+    with billiard.get_context("fork").Pool(2) as pool:
+        pool.map(ident, range(20))
+        for worker in list(pool._pool):
+            os.kill(worker.pid, signal.SIGSTOP)
+            assert pool.apply_async(ident, (1,)).get(30) == 1
+            called = threading.Event()
+            pool.apply_async(threading.get_ident, callback=lambda _, done=called: done.set())
+            assert called.wait(30)
+            os.kill(worker.pid, signal.SIGCONT)

@@ -224,11 +224,12 @@ class Pool(Submitting):
     def _abort(self) -> None:
         """The pool could not be made: leave no worker behind."""
         self._state = TERMINATE
-        for worker in self._pool:
-            if getattr(worker, "_popen", worker) is not None:
-                worker.terminate()
-                worker.join()
-        self._drive.abort()
+        with self._drive.maintenance:
+            for worker in self._pool:
+                if getattr(worker, "_popen", worker) is not None:
+                    worker.terminate()
+                    worker.join()
+            self._drive.abort()
 
     def create_result_handler(self, **extra_kwargs: Any) -> handlers.ResultHandler:
         """Make the result handler; subclasses add arguments of their own."""

@@ -262,8 +262,8 @@ class TaskHandler(PoolThread):
             _, (job, i, *_) = task
             self._fail(job, i, (False, refusal.args[0]))
         except BaseException:
-            # The iterable that the user gave has failed: so has the job, here. SystemExit, too: this
-            # thread has others to feed.
+            # The iterable that the user gave has failed: so has the job, here. This thread has
+            # others to feed, also if it was SystemExit.
             self._fail(getattr(tasks, "job", None), count, (False, ExceptionInfo()))
             count += 1
         if set_length:

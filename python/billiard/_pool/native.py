@@ -55,7 +55,7 @@ from .drive import Drive
 from .handlers import Refused, end_worker
 from .lane import Lane
 from .log import debug, error
-from .results import MapResult, captured
+from .results import captured
 from .submissions import Submissions
 
 TYPE_CHECKING = False
@@ -205,6 +205,8 @@ class NativeDrive(Drive):
         #: how workers are started
         self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
+        #: jobs that were cancelled while tasks of some job were being fed
+        self._withdrawn: set[int] = set()
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
         self.terminated = False
@@ -355,6 +357,15 @@ class NativeDrive(Drive):
             sequence._abandon(info)
 
     def abort(self) -> None:
+        # Threads that have been started already find nothing to do.
+        self.terminated = True
+        for worker in self.workers:
+            worker.inq.let_go()
+        self.workers.clear()
+        self.members.clear()
+        self.submissions.put(None)
+        self.engine.post_end()
+        self.change()
         self.engine.stop()
 
     # ---- tasks ----
@@ -407,21 +418,24 @@ class NativeDrive(Drive):
         """What the task handler does with each task of a sequence."""
         if task is not None:
             self.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
+            if task[1][0] in self._withdrawn:
+                self._withdrawn.discard(task[1][0])
+                raise Refused(wire.cancelled())
             if self.broken is not None:
                 # One answer is enough, and a sequence may be endless.
                 raise Refused(self.broken)
             self._put(task)
 
     def cancel(self, job: Any) -> bool:
-        info = wire.cancelled()
-        ended = self.engine.cancel(job._job, None, info)
-        if isinstance(job, MapResult) and not job.ready():
-            # It is over as a whole, whatever has become of its parts.
-            if job._tasks is not None:
-                job._tasks.stop()
-            job._set(0, (False, info))
-            ended = True
-        return ended
+        if job.ready():
+            return False
+        # Its tasks may still be on their way to the engine.
+        feeding = self.submissions.busy()
+        if feeding:
+            self._withdrawn.add(job._job)
+        else:
+            self._withdrawn.clear()
+        return self.engine.cancel(job._job, None, wire.cancelled()) or feeding
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         deadline = None if timeout is None else monotonic() + timeout
@@ -500,12 +514,14 @@ class NativeDrive(Drive):
         try:
             worker.start()
         finally:
+            # The exception of a failure knows this frame.
             self._launching = None
             self._take_in(worker)
 
     @property
     def launches_together(self) -> bool:  # type: ignore[override]
-        return bool(self.method == "forkserver")
+        # A drive that launches in its own way launches each.
+        return self.method == "forkserver" and type(self).launch is NativeDrive.launch
 
     def launch_all(self, workers: Sequence[Any]) -> None:
         try:
@@ -533,6 +549,7 @@ class NativeDrive(Drive):
             self.workers.remove(worker)
             del self.members[worker.pid]
             worker.inq.let_go()
+            del lane  # the exception knows this frame
             raise
         if self.terminated:
             # It was on its way when the others were told.

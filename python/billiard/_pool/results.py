@@ -300,9 +300,6 @@ class MapResult(ApplyResult):
 
     __module__ = "billiard.pool"
 
-    #: what is to be submitted
-    _tasks: Any = None
-
     def __init__(
         self,
         cache: Cache,

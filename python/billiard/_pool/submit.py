@@ -39,18 +39,11 @@ class Tasks:
         self.items = items
         #: those that have been made already
         self.made: Iterable[Task] = ()
-        self._stopped = False
-
-    def stop(self) -> None:
-        """There will be no more."""
-        self._stopped = True
 
     def __iter__(self) -> Iterator[Task]:
         yield from self.made
         job, func = self.job, self.func
         for i, item in enumerate(self.items):
-            if self._stopped:
-                return
             yield TASK, (job, i, func, (item,), {})
 
 
@@ -337,8 +330,7 @@ class Submitting:
             result._soft_timeout, result._timeout = soft, hard
             self._keep(result)
             chunks = self._get_tasks(func, iterable, chunksize)
-            result._tasks = Tasks(result._job, mapper, chunks)
-            self._submit(result, result._tasks, None)
+            self._submit(result, Tasks(result._job, mapper, chunks), None)
         return result
 
     def _check_limits(

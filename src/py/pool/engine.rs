@@ -261,15 +261,15 @@ impl PoolEngine {
         block_on(py, Deadline::Never, |_| hub.wait_for_room(tasks, bytes))
     }
 
-    /// Ends the tasks of a job of the book, or one of them; their outcome is `info`. Whether all of
-    /// them could still be ended.
+    /// Ends the tasks of a job of the book, or one of them; their outcome is `info`. Whether there was
+    /// one that could still be ended.
     fn cancel(&self, job: i64, i: Option<i64>, info: &Bound<'_, PyAny>) -> PyResult<bool> {
         let tasks = self.hub()?.state().of_job(job, i);
-        let mut all = !tasks.is_empty();
+        let mut any = false;
         for task in tasks {
-            all &= self.cancel_task(task, info)?;
+            any |= self.cancel_task(task, info)?;
         }
-        Ok(all)
+        Ok(any)
     }
 
     /// The outcome of a task that was lost with its worker.

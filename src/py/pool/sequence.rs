@@ -88,9 +88,13 @@ impl PoolSequence {
                 }
                 source.count
             };
-            // Now and then: perhaps nobody wants more.
-            if count.is_multiple_of(64) && shared.is_ended() {
-                return Ok(true);
+            if count % 64 == 63 || count < 4 {
+                // Now and then: nobody may want more, and an iterator in C runs nothing that lets
+                // other threads have the interpreter.
+                if shared.is_ended() {
+                    return Ok(true);
+                }
+                py.detach(|| ());
             }
             if !engine.hub()?.state().has_room(tasks, bytes) {
                 again(func, items, left.map(Bound::unbind));
