@@ -533,7 +533,7 @@ class NativeDrive(Drive):
     def _take_in(self, worker: Any) -> None:
         """A worker has been started, or has not."""
         lane = worker.inq.shared
-        if worker._popen is None:
+        if getattr(worker, "_popen", None) is None:
             self.workers.remove(worker)
             self.engine.forgo(lane)
             worker.inq.let_go()

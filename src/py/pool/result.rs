@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use pyo3::exceptions::PyValueError;
+use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -125,6 +125,16 @@ impl PoolResult {
         self.engine
             .get()
             .wait_until(py, deadline, &|| cell.is_done())
+    }
+
+    /// The outcome, for an attribute that there is not before.
+    fn known<'py>(&self, py: Python<'py>, name: &str) -> PyResult<(bool, Bound<'py, PyAny>)> {
+        if self.ready()? {
+            self.outcome(py)
+        } else {
+            let text = format!("'ApplyResult' object has no attribute '{name}'");
+            Err(PyAttributeError::new_err(text))
+        }
     }
 
     /// The task's number, 0 if it never was one.
@@ -270,17 +280,13 @@ impl PoolResult {
     }
 
     #[getter(_success)]
-    fn success(slf: &Bound<'_, Self>) -> PyResult<bool> {
-        Self::successful(slf)
+    fn success(&self, py: Python<'_>) -> PyResult<bool> {
+        self.known(py, "_success").map(|(success, _)| success)
     }
 
     #[getter(_value)]
-    fn value<'py>(&self, py: Python<'py>) -> PyResult<Option<Bound<'py, PyAny>>> {
-        if self.ready()? {
-            Ok(Some(self.outcome(py)?.1))
-        } else {
-            Ok(None)
-        }
+    fn value<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        self.known(py, "_value").map(|(_, value)| value)
     }
 
     #[getter(_accepted)]
