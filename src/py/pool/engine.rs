@@ -452,7 +452,8 @@ impl PoolEngine {
                 .into_pyobject(py)?
                 .into_any(),
             Mail::Ready(job, i, outcome) => {
-                let outcome = calls::decode_outcome(wire, outcome).or_else(|(error, _)| {
+                let outcome = calls::decode_outcome(wire, outcome).or_else(|given_up| {
+                    let (error, _) = *given_up;
                     // No signal's handler runs in this thread: it is the outcome's own.
                     calls::failure(wire, error).map(|info| (false, info))
                 })?;

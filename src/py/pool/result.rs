@@ -79,7 +79,8 @@ impl PoolResult {
             },
         };
         let decoded = calls::decode_outcome(self.engine.get().wire(py), sent);
-        let (success, value) = decoded.map_err(|(error, sent)| {
+        let (success, value) = decoded.map_err(|given_up| {
+            let (error, sent) = *given_up;
             cell.put_back(sent);
             error
         })?;
