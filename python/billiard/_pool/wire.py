@@ -247,6 +247,11 @@ def timeout_error() -> BaseException:
     return exceptions.TimeoutError()
 
 
+def soft_limit() -> BaseException:
+    """What is raised in a task whose soft limit has passed before it could begin."""
+    return exceptions.SoftTimeLimitExceeded()
+
+
 def cancelled() -> ExceptionInfo:
     """The outcome of a task that was cancelled."""
     return captured(Terminated("the task has been cancelled"))

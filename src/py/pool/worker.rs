@@ -260,11 +260,20 @@ impl<'py> Serving<'py> {
         self.fired.get_item(0)?.is_truthy()
     }
 
+    fn soft_limit(&self) -> PyErr {
+        let wire = &self.wire;
+        match wire.call_method0(intern!(wire.py(), "soft_limit")) {
+            Ok(error) => PyErr::from_value(error),
+            Err(error) => error,
+        }
+    }
+
     /// Calls a task: its outcome, and the exception that ends the worker, if it does.
     fn run(
         &self,
         task: u64,
         work: PyResult<Work<'py>>,
+        soft: &AtomicU64,
     ) -> PyResult<(bool, Bound<'py, PyAny>, Option<PyErr>)> {
         let py = self.wire.py();
         if self.is_leaving()? {
@@ -273,7 +282,12 @@ impl<'py> Serving<'py> {
         }
         let called = work.and_then(|work| {
             RUNNING.store(task, Ordering::SeqCst);
-            let result = work.call();
+            let result = if soft.load(Ordering::SeqCst) == task {
+                // It has passed while the arguments were decoded: the signal found no task to hit.
+                Err(self.soft_limit())
+            } else {
+                work.call()
+            };
             RUNNING.store(0, Ordering::SeqCst);
             let value = result?;
             match &self.prepare {
@@ -389,7 +403,7 @@ impl PoolLane {
                 return Ok((completed, false));
             };
             let (head, work) = self.accept(&serving.wire, position)?;
-            let (success, value, ending) = serving.run(head.task, work)?;
+            let (success, value, ending) = serving.run(head.task, work, self.lane.soft())?;
             match self.finish(&serving.wire, head.task, success, &value) {
                 Ok(()) => {}
                 Err(error) if error.is_instance_of::<PyException>(py) => {
