@@ -839,6 +839,9 @@ class PoolSequence:
     def discard(self) -> None:
         """Forgets the job."""
 
+    def _fail(self, info: Any) -> None:
+        """The input has failed, at the place that it was read to."""
+
     def _abandon(self, info: Any) -> None:
         """Nothing more will come: an ExceptionInfo, then the end."""
 

@@ -132,11 +132,11 @@ impl Common {
         let at = DATA + (position as usize % SLOTS) * SLOT;
         let bytes = self.segment.head().bytes(at, SLOT);
         let mut head = TaskHead::from_bytes(bytes);
-        if head.len() > TaskHead::ROOM {
+        if head.payload() > TaskHead::ROOM {
             head.func = 0;
             head.body = 0;
         }
-        let len = TaskHead::SIZE + head.len();
+        let len = TaskHead::SIZE + head.payload();
         into[..len].copy_from_slice(&bytes[..len]);
         head
     }
@@ -193,7 +193,7 @@ impl TaskHead {
     /// Bytes that a slot has for function and body.
     pub const ROOM: usize = SLOT - Self::SIZE;
 
-    pub fn len(&self) -> usize {
+    pub fn payload(&self) -> usize {
         (self.func as usize).saturating_add(self.body as usize)
     }
 
@@ -307,7 +307,7 @@ mod tests {
         common.write_slot(SLOTS as u64 + 5, &head, [b"abc", b"defg"]);
         let mut bytes = [0; SLOT];
         assert_eq!(common.read_slot(5, &mut bytes), head);
-        assert_eq!(&bytes[TaskHead::SIZE..][..head.len()], b"abcdefg");
+        assert_eq!(&bytes[TaskHead::SIZE..][..head.payload()], b"abcdefg");
     }
 
     #[test]

@@ -999,7 +999,7 @@ impl State {
             task.call = Call::Inline {
                 flags: head.flags,
                 func: head.func,
-                bytes: bytes[from..from + head.len()].into(),
+                bytes: bytes[from..from + head.payload()].into(),
             };
         }
         task.deaths < DEADLY

@@ -26,9 +26,9 @@ pub fn calm(fd: BorrowedFd<'_>) {
 
 /// A descriptor that stays open as long as the process lives, to be written to.
 pub fn borrow(fd: RawFd) -> BorrowedFd<'static> {
-    // SAFETY: it is not -1 (asserted); nothing is read from or done to what it turns out to be but
-    // a write that fails or wakes somebody.
     assert!(fd >= 0);
+    // SAFETY: it is not -1; nothing is done to what it turns out to be but a write that fails or
+    // wakes somebody.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 

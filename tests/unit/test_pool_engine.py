@@ -345,3 +345,16 @@ def test_a_task_does_not_wait_for_an_idle_worker_that_is_stopped() -> None:
             pool.apply_async(threading.get_ident, callback=lambda _, done=called: done.set())
             assert called.wait(30)
             os.kill(worker.pid, signal.SIGCONT)
+
+
+class SlowlyDecoded:
+    def __reduce__(self) -> Any:
+        return time.sleep, (0.3,)
+
+
+def test_a_soft_limit_that_passes_before_the_task_can_begin_is_raised() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        result = pool.apply_async(ident, (SlowlyDecoded(),), soft_timeout=0.05)
+        with pytest.raises(SoftTimeLimitExceeded):
+            result.get(30)
+        assert pool.apply_async(ident, (1,), soft_timeout=30).get(30) == 1

@@ -145,7 +145,7 @@ class PoolThread(DummyProcess):
             error("Thread %r crashed: %r", type(self).__name__, exc, exc_info=True)
             self.on_crash(exc)
 
-    def on_crash(self, exc: Exception) -> None:
+    def on_crash(self, exc: BaseException) -> None:
         """The thread has failed, and the pool cannot go on without it."""
         os._exit(1)
 

@@ -96,7 +96,7 @@ def wait_for_imports() -> None:
     its import held for ever by a thread that it does not have. The pool forks at instants of its
     own, so it is the pool that has to look.
     """
-    from _frozen_importlib import _module_locks  # type: ignore[import-not-found]
+    from _frozen_importlib import _module_locks  # type: ignore[attr-defined]
 
     me, deadline = threading.get_ident(), monotonic() + IMPORT_PATIENCE
     while any(

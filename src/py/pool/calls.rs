@@ -43,7 +43,10 @@ fn scratch<R>(f: impl FnOnce(&mut Vec<u8>) -> R) -> R {
 /// The function that was last sent, and its pickle: programs send the same one many times.
 /// Process-local; the mutex is held for an instant and with the GIL.
 #[derive(Default)]
-pub struct Names(Mutex<Option<(Py<PyAny>, Arc<[u8]>)>>);
+pub struct Names(Mutex<Option<Name>>);
+
+/// A function, and its pickle.
+type Name = (Py<PyAny>, Arc<[u8]>);
 
 impl Names {
     /// The pickle of a function that travels by its name alone; `None` if this one does not.
@@ -289,13 +292,13 @@ pub fn encode_outcome<R>(
     Ok(send(Err(packed)))
 }
 
+/// An outcome, or what has kept it from being decoded and the outcome.
+pub type Decoded<'py> = Result<(bool, Bound<'py, PyAny>), Box<(PyErr, Outcome)>>;
+
 /// What became of a task, as its caller sees it: whether it is a value, and the value or an
 /// ExceptionInfo. What cannot be decoded is a failure. An exception that is none (a signal's handler
 /// has raised it) is an error, and the outcome is given back for another time.
-pub fn decode_outcome<'py>(
-    wire: &Bound<'py, PyAny>,
-    outcome: Outcome,
-) -> Result<(bool, Bound<'py, PyAny>), (PyErr, Outcome)> {
+pub fn decode_outcome<'py>(wire: &Bound<'py, PyAny>, outcome: Outcome) -> Decoded<'py> {
     let py = wire.py();
     let (success, body) = match outcome {
         Outcome::Sent(success, body) => (success, body),
@@ -329,16 +332,16 @@ pub fn decode_outcome<'py>(
     };
     let passing = !error.is_instance_of::<PyException>(py);
     if passing && let Some(body) = body {
-        return Err((error, Outcome::Sent(success, body)));
+        return Err(Box::new((error, Outcome::Sent(success, body))));
     }
     let cause = error.clone_ref(py).into_value(py);
     match wire.call_method1(intern!(py, "undecodable"), (cause, size)) {
-        Ok(info) if passing => Err((error, local(&info))),
+        Ok(info) if passing => Err(Box::new((error, local(&info)))),
         Ok(info) => Ok((false, info)),
         Err(other) => {
             let info = failure(wire, error);
             let info = info.unwrap_or_else(|_| py.None().into_bound(py));
-            Err((other, local(&info)))
+            Err(Box::new((other, local(&info))))
         }
     }
 }

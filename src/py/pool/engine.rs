@@ -473,7 +473,8 @@ impl PoolEngine {
                 .into_pyobject(py)?
                 .into_any(),
             Mail::Ready(job, i, outcome) => {
-                let outcome = calls::decode_outcome(wire, outcome).or_else(|(error, _)| {
+                let outcome = calls::decode_outcome(wire, outcome).or_else(|given_up| {
+                    let (error, _) = *given_up;
                     // No signal's handler runs in this thread: it is the outcome's own.
                     calls::failure(wire, error).map(|info| (false, info))
                 })?;
@@ -482,9 +483,7 @@ impl PoolEngine {
                     .into_any()
             }
             Mail::Other(pid, bytes) => {
-                let message =
-                    wire.call_method1(intern!(py, "message_of"), (pid, PyBytes::new(py, &bytes)))?;
-                message
+                wire.call_method1(intern!(py, "message_of"), (pid, PyBytes::new(py, &bytes)))?
             }
             Mail::Soft(job, i) => (SOFT, (job, number(i))).into_pyobject(py)?.into_any(),
             Mail::Hard(job, i, limit) => (HARD, (job, number(i), limit))

@@ -101,7 +101,8 @@ impl PoolResult {
                         self.keep(success, &value);
                         Ok((success, value))
                     }
-                    Err((error, sent)) => {
+                    Err(given_up) => {
+                        let (error, sent) = *given_up;
                         self.cell()?.put_back(sent);
                         Err(error)
                     }

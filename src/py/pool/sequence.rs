@@ -199,7 +199,8 @@ impl PoolSequence {
                         return Err(error);
                     }
                     let decoded = calls::decode_outcome(engine.wire(py), outcome);
-                    let (success, value) = decoded.map_err(|(error, outcome)| {
+                    let (success, value) = decoded.map_err(|given_up| {
+                        let (error, outcome) = *given_up;
                         self.not_taken(outcome);
                         error
                     })?;

@@ -149,7 +149,7 @@ impl PoolLane {
         if head.flags & WANTS_ACK != 0 {
             self.report(py, record::ACK, &[&head.task.to_le_bytes()])?;
         }
-        let bytes = &slot[TaskHead::SIZE..TaskHead::SIZE + head.len()];
+        let bytes = &slot[TaskHead::SIZE..TaskHead::SIZE + head.payload()];
         let work = if head.flags & IN_EXTENT == 0 {
             calls::decode_call(wire, &mut self.known.lock(), &head, bytes)
         } else {
@@ -280,6 +280,7 @@ impl<'py> Serving<'py> {
         &self,
         task: u64,
         work: PyResult<Work<'py>>,
+        soft: &AtomicU64,
     ) -> PyResult<(bool, Bound<'py, PyAny>, Option<PyErr>)> {
         let py = self.wire.py();
         if self.is_leaving()? {
@@ -400,7 +401,7 @@ impl PoolLane {
                 return Ok((completed, false));
             };
             let (head, work) = self.accept(&serving.wire, position)?;
-            let (success, value, ending) = serving.run(head.task, work)?;
+            let (success, value, ending) = serving.run(head.task, work, self.lane.soft())?;
             match self.finish(&serving.wire, head.task, success, &value) {
                 Ok(()) => {}
                 Err(error) if error.is_instance_of::<PyException>(py) => {
