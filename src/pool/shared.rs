@@ -319,6 +319,6 @@ mod tests {
         };
         common.write_slot(0, &head, [b"", b""]);
         let mut bytes = [0; SLOT];
-        assert_eq!(common.read_slot(0, &mut bytes).len(), 0);
+        assert_eq!(common.read_slot(0, &mut bytes).payload(), 0);
     }
 }

@@ -280,7 +280,6 @@ impl<'py> Serving<'py> {
         &self,
         task: u64,
         work: PyResult<Work<'py>>,
-        soft: &AtomicU64,
     ) -> PyResult<(bool, Bound<'py, PyAny>, Option<PyErr>)> {
         let py = self.wire.py();
         if self.is_leaving()? {
@@ -401,7 +400,7 @@ impl PoolLane {
                 return Ok((completed, false));
             };
             let (head, work) = self.accept(&serving.wire, position)?;
-            let (success, value, ending) = serving.run(head.task, work, self.lane.soft())?;
+            let (success, value, ending) = serving.run(head.task, work)?;
             match self.finish(&serving.wire, head.task, success, &value) {
                 Ok(()) => {}
                 Err(error) if error.is_instance_of::<PyException>(py) => {
