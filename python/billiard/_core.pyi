@@ -686,9 +686,6 @@ class PoolEngine:
     def put_item(self, sequence: PoolSequence, i: int, func: Any, item: Any) -> None:
         """Submits a task of a sequence."""
 
-    def has_room(self, tasks: int, bytes: int) -> bool:
-        """Whether at most so many tasks, or bytes of them, wait to be handed out."""
-
     def wait_for_room(self, tasks: int, bytes: int) -> None:
         """Waits until there is room, or no tasks are wanted any more."""
 
@@ -748,9 +745,6 @@ class PoolEngine:
 
     def close(self) -> None:
         """No more tasks will be submitted: workers exit when all are done."""
-
-    def refuse(self) -> None:
-        """No more tasks are wanted."""
 
     def terminate(self, info: Any) -> None:
         """Hands out nothing more; callers whose tasks were not claimed get an ExceptionInfo."""

@@ -14,6 +14,7 @@ from os import kill as _kill  # noqa: F401  (what the handlers send signals with
 from . import cpu_count, exceptions, get_context
 from ._pool import constants
 from ._pool.book import Pool
+from ._pool.chunks import mapstar, starmapstar
 from ._pool.constants import (
     ACK,
     CLOSE,
@@ -43,7 +44,6 @@ from ._pool.handlers import (
 from ._pool.log import debug, error, warning
 from ._pool.results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
 from ._pool.semaphore import LaxBoundedSemaphore
-from ._pool.submit import mapstar, starmapstar
 from ._pool.threadpool import ThreadPool
 from ._pool.wire import MaybeEncodingError
 from ._pool.worker import Worker, soft_timeout_sighandler

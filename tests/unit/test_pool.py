@@ -589,8 +589,6 @@ def test_classes_say_where_users_find_them() -> None:
         "LaxBoundedSemaphore",
         "MaybeEncodingError",
         "WorkersJoined",
-        "mapstar",
-        "starmapstar",
     ):
         assert getattr(pool_module, name).__module__ == "billiard.pool", name
 

@@ -5,8 +5,8 @@
  does             workers           feeds tasks        limits              results, callbacks
  passive drive    maintain_pool()   (tasks go by       handle_event()      handle_event()
  is driven by     in the loop       _quick_put)        or Celery's timers  or on_state_change()
- threads drive    waits for the     waits for the      waits for the       waits for any
-                  drive's notice    task queue         next deadline       channel
+ native drive     waits for the     waits for the      is never started:   waits for messages
+                  drive's notice    task queue         the engine does it  of the engine
 ```
 
 A handler that was never started still has its part in shutting the pool down: ``stop`` calls

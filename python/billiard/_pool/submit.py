@@ -6,6 +6,7 @@ import itertools
 
 from ..einfo import ExceptionInfo
 from . import checks
+from .chunks import mapstar, starmapstar
 from .constants import RUN, TASK
 from .results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
 
@@ -15,19 +16,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .drive import Drive, Task
-
-
-def mapstar(args: tuple[Any, ...]) -> list[Any]:
-    """A chunk of ``map``: ``(func, items)``. Runs in the worker."""
-    return list(map(*args))
-
-
-def starmapstar(args: tuple[Any, Any]) -> list[Any]:
-    """A chunk of ``starmap``: ``(func, argument tuples)``. Runs in the worker."""
-    return list(itertools.starmap(args[0], args[1]))
-
-
-mapstar.__module__ = starmapstar.__module__ = "billiard.pool"
 
 
 class Tasks:

@@ -120,12 +120,6 @@ pub struct Gained {
     pub unwanted: Vec<Arc<Sequence>>,
 }
 
-impl Gained {
-    pub fn found_something(&self) -> bool {
-        self.outcomes > 0 || self.mail
-    }
-}
-
 /// What became of the wish to cancel a task.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Cancelled {

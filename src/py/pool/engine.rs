@@ -250,11 +250,6 @@ impl PoolEngine {
             .map(drop)
     }
 
-    /// Whether at most so many tasks, or bytes of them, wait to be handed out.
-    fn has_room(&self, tasks: usize, bytes: usize) -> PyResult<bool> {
-        Ok(self.hub()?.state().has_room(tasks, bytes))
-    }
-
     /// Waits until there is room, or no tasks are wanted any more.
     fn wait_for_room(&self, py: Python<'_>, tasks: usize, bytes: usize) -> PyResult<()> {
         let hub = self.hub()?;
@@ -426,12 +421,6 @@ impl PoolEngine {
     /// No more tasks will be submitted: workers exit when all are done.
     fn close(&self) -> PyResult<()> {
         self.hub()?.close();
-        Ok(())
-    }
-
-    /// No more tasks are wanted: those that are submitted raise ValueError.
-    fn refuse(&self) -> PyResult<()> {
-        self.hub()?.refuse();
         Ok(())
     }
 
