@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import uuid
-from pathlib import Path
 from typing import Any
 
 import redis
+import whole_messages  # noqa: F401  (the client's messages are whole, and so are the worker's)
 from celery import Celery
 from celery.exceptions import SoftTimeLimitExceeded
 from celery.signals import worker_ready
-from kombu.transport import filesystem
 
 import billiard
 
@@ -44,30 +42,6 @@ def tell_the_test(sender: Any, **_: Any) -> None:
     descriptor = int(os.environ["BILLIARD_TEST_READY"])
     os.write(descriptor, json.dumps(facts).encode())
     os.close(descriptor)
-
-
-class AtomicChannel(filesystem.Channel):
-    """The filesystem broker, except that a message shows up only when it has been written.
-
-    kombu's own creates the file under its final name and writes then, so that a reader can take an
-    empty message and lose it.
-    """
-
-    def _put(self, queue: str, payload: Any, **kwargs: Any) -> None:
-        final = self.data_folder_out
-        hidden = Path(final) / f".writing-{uuid.uuid4()}"
-        hidden.mkdir()
-        self.data_folder_out = str(hidden)
-        try:
-            super()._put(queue, payload, **kwargs)
-            for message in hidden.iterdir():
-                message.rename(Path(final) / message.name)
-        finally:
-            self.data_folder_out = final
-            hidden.rmdir()
-
-
-filesystem.Transport.Channel = AtomicChannel
 
 
 @app.task

@@ -18,6 +18,7 @@ from typing import Any
 import kombu.pools
 import pytest
 import redis
+import whole_messages  # noqa: F401  (a reader never finds half of what the client has sent)
 from celery import Celery
 
 HERE = Path(__file__).parent

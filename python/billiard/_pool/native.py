@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 from _queue import Empty, SimpleQueue
 from collections import deque
-from time import monotonic, sleep
+from time import monotonic
 from weakref import WeakSet, ref
 
 from .. import _core, util
@@ -55,12 +55,22 @@ from .drive import Drive
 from .handlers import Refused, end_worker
 from .lane import Lane
 from .log import debug, error
+from .parts import (
+    AT_HAND_TASKS,
+    LARGE_BYTES,
+    WAITING_TASKS,
+    LostTask,
+    Member,
+    SequenceTasks,
+    Side,
+    wait_for_imports,
+)
 from .results import captured
 from .submissions import Submissions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
 #: Seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up, but
@@ -76,117 +86,6 @@ STILLBORN_LIMIT = 3
 SLAIN_LIMIT = 100
 #: seconds until the system is asked again for what it had not
 RETRY_AFTER = 0.2
-
-#: A sequence is read ahead until so many tasks wait for a slot, or large calls of so many bytes are
-#: under way: it may be endless, its items large. Those that are at hand anyway may be more.
-WAITING_TASKS = 256
-AT_HAND_TASKS = 1 << 16
-LARGE_BYTES = 1 << 22
-
-
-#: Seconds that a fork waits for other threads to end their imports; and between two looks.
-IMPORT_PATIENCE = 5.0
-IMPORT_PAUSE = 0.002
-
-
-def wait_for_imports() -> None:
-    """Let other threads come to the end of imports.
-
-    A worker that is forked in the middle of one would have the module half made, and the lock of
-    its import held for ever by a thread that it does not have. The pool forks at instants of its
-    own, so it is the pool that has to look.
-    """
-    from _frozen_importlib import _module_locks  # type: ignore[attr-defined]
-
-    me, deadline = threading.get_ident(), monotonic() + IMPORT_PATIENCE
-    while any(
-        lock is not None and lock.owner not in (None, me)
-        for lock in [reference() for reference in list(_module_locks.values())]
-    ):
-        if monotonic() > deadline:
-            return
-        sleep(IMPORT_PAUSE)
-
-
-class Side:
-    """One side of the engine, under the names of the queue that other drives have there.
-
-    ``Pool._inqueue`` and ``Pool._outqueue``.
-    """
-
-    _reader = _writer = _rlock = _wlock = None
-
-    def __init__(self, put: Callable[[Any], object], empty: Callable[[], bool]) -> None:
-        self.put = put
-        self.empty = empty
-
-    def close(self) -> None:
-        """Nothing to close."""
-
-
-class Member:
-    """The drive's view of a worker."""
-
-    def __init__(self, worker: Any) -> None:
-        self.worker = worker
-        self.pid: int = worker.pid
-        self.index: int = worker.inq.index
-        self.up = False
-        #: gets no more tasks
-        self.retired = False
-        #: has been told to exit
-        self.dismissed = False
-        #: says that it is about to exit
-        self.leaving = False
-        #: has ended, and all that it sent has been read
-        self.over = False
-        #: what it was at when it ended: number of the task, job, number in the job
-        self.lost: tuple[int, int | None, int | None] | None = None
-        #: why it could not become ready
-        self.unfit: ExceptionInfo | None = None
-
-
-class LostTask:
-    """A task of a caller whose worker has died, with as much of a job as hooks look at."""
-
-    def __init__(self, engine: _core.PoolEngine, task: int) -> None:
-        self._engine = engine
-        self._task = task
-        self._job = wire.new_job()
-
-    def ready(self) -> bool:
-        return False
-
-    def accepted(self) -> bool:
-        return True
-
-    def _set(self, i: int | None, outcome: tuple[bool, Any]) -> None:
-        self._engine.settle(self._task, outcome[1])
-
-    _abandon = None
-
-
-class SequenceTasks:
-    """What the task handler is given of a sequence that the engine feeds from itself."""
-
-    def __init__(self, drive: NativeDrive, sequence: _core.PoolSequence) -> None:
-        self.drive = drive
-        self.sequence = sequence
-
-    def __iter__(self) -> Iterator[None]:
-        while not self._feed():
-            self.drive.check_broken()
-            self.drive.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
-            yield None
-        self.drive.check_broken()
-
-    def _feed(self) -> bool:
-        try:
-            return self.sequence.feed(WAITING_TASKS, LARGE_BYTES)
-        except BaseException:
-            # An iterable's own, also if it is SystemExit: this thread has others to feed.
-            self.sequence._fail(ExceptionInfo())
-            return True
 
 
 class NativeDrive(Drive):

@@ -346,6 +346,23 @@ pub fn decode_outcome<'py>(wire: &Bound<'py, PyAny>, outcome: Outcome) -> Decode
     }
 }
 
+/// The number of a job of the engine, which it has once somebody has asked. Process-local; the mutex
+/// is held for an instant and with the GIL.
+#[derive(Default)]
+pub struct JobNumber(Mutex<Option<i64>>);
+
+impl JobNumber {
+    pub fn get(&self, wire: &Bound<'_, PyAny>) -> PyResult<i64> {
+        if let Some(job) = *self.0.lock() {
+            return Ok(job);
+        }
+        let new = wire
+            .call_method0(intern!(wire.py(), "new_job"))?
+            .extract()?;
+        Ok(*self.0.lock().get_or_insert(new))
+    }
+}
+
 /// A failure that was found in this process.
 pub fn local(info: &Bound<'_, PyAny>) -> Outcome {
     Outcome::Local(Box::new(info.clone().unbind()))

@@ -1,10 +1,11 @@
 //! Pools: under `billiard/_pool/native.py`.
 //!
 //! [`engine`] is the pool's side, [`result`] and [`sequence`] are what its callers hold, [`worker`] is
-//! the other side, [`calls`] encodes and decodes for both.
+//! the other side, [`calls`] encodes and decodes for both, [`mail`] tells the book.
 
 mod calls;
 mod engine;
+mod mail;
 mod result;
 mod sequence;
 mod worker;

@@ -26,7 +26,7 @@ pub struct PoolResult {
     /// The mutex is held for an instant and with the GIL.
     decoded: Mutex<Decoded>,
     /// Its number, once somebody has asked.
-    job: Mutex<Option<i64>>,
+    job: calls::JobNumber,
 }
 
 /// The outcome: whether it is a value, and the value or an ExceptionInfo; nothing before it has been
@@ -44,7 +44,7 @@ impl PoolResult {
             engine,
             cell: Kept::new(cell),
             decoded: Mutex::default(),
-            job: Mutex::new(None),
+            job: calls::JobNumber::default(),
         }
     }
 
@@ -262,12 +262,7 @@ impl PoolResult {
 
     #[getter(_job)]
     fn job(&self, py: Python<'_>) -> PyResult<i64> {
-        if let Some(job) = *self.job.lock() {
-            return Ok(job);
-        }
-        let wire = self.engine.get().wire(py);
-        let job = wire.call_method0(intern!(py, "new_job"))?.extract()?;
-        Ok(*self.job.lock().get_or_insert(job))
+        self.job.get(self.engine.get().wire(py))
     }
 
     /// The pool, as long as there is no outcome.

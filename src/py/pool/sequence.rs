@@ -25,7 +25,7 @@ pub struct PoolSequence {
     engine: Py<PoolEngine>,
     shared: Kept<Arc<Sequence>>,
     source: Mutex<Source>,
-    job: Mutex<Option<i64>>,
+    job: calls::JobNumber,
 }
 
 struct Feed {
@@ -53,7 +53,7 @@ impl PoolSequence {
             engine,
             shared: Kept::new(Arc::new(Sequence::new(ordered))),
             source: Mutex::default(),
-            job: Mutex::new(None),
+            job: calls::JobNumber::default(),
         }
     }
 
@@ -273,12 +273,7 @@ impl PoolSequence {
 
     #[getter(_job)]
     fn job(&self, py: Python<'_>) -> PyResult<i64> {
-        if let Some(job) = *self.job.lock() {
-            return Ok(job);
-        }
-        let wire = self.engine.get().wire(py);
-        let job = wire.call_method0(intern!(py, "new_job"))?.extract()?;
-        Ok(*self.job.lock().get_or_insert(job))
+        self.job.get(self.engine.get().wire(py))
     }
 }
 
