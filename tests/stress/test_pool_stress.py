@@ -197,13 +197,14 @@ def softly_limited(pool: Any, dice: random.Random, tally: Tally) -> None:
             hit = value >= 0
             return seconds == limit or hit == (seconds > limit)
 
-        def outcome(result: Any = result, soon: bool = seconds == limit) -> float:
+        def outcome(result: Any = result, due: bool = seconds >= limit) -> float:
             try:
                 return float(result.get(PATIENCE))
             except SoftTimeLimitExceeded:
-                # It came before the task could catch it, or after.
-                if soon:
-                    return -1.0
+                # It came before the task could catch it (perhaps a new worker had to import much
+                # before it could begin), or after.
+                if due:
+                    return 0.0
                 raise
 
         tally.take(outcome, is_right)
