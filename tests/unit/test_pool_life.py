@@ -30,6 +30,7 @@ from pool_tasks import (
 )
 
 import billiard
+from billiard import _core
 from billiard import pool as pool_module
 from billiard.exceptions import Terminated, WorkerLostError
 from billiard.pool import EX_RECYCLE, Pool, ThreadPool
@@ -60,7 +61,9 @@ def test_tasks_given_ahead_do_not_make_a_worker_do_more_than_its_share() -> None
 
 
 def test_a_worker_is_replaced_when_it_has_used_too_much_memory() -> None:
-    with pool_of(fork, 1, max_memory_per_child=200_000) as pool:
+    # A forked worker begins with what this process has.
+    limit = _core.resident_kib() + 200_000
+    with pool_of(fork, 1, max_memory_per_child=limit) as pool:
         first = pool.apply(allocate, (1,))
         assert pool.apply(allocate, (1,)) == first
         # What it has given back does not count.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from time import monotonic, sleep
 
+from ..einfo import ExceptionInfo
 from . import wire
 
 TYPE_CHECKING = False
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from .. import _core
-    from ..einfo import ExceptionInfo
     from .native import NativeDrive
 
 #: A sequence is read ahead until so many tasks wait for a slot, or large calls of so many bytes are
