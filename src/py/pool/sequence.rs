@@ -105,8 +105,11 @@ impl PoolSequence {
                     Ok(()) => self.source.lock().count = count + 1,
                     // The pool takes no more tasks.
                     Err(error) if error.is_instance_of::<pyo3::exceptions::PyException>(py) => {
-                        let info = calls::failure(engine.wire(py), error)?;
-                        self.fail_at(count, &info)?;
+                        // Of a pool that is being terminated everybody is told, and why.
+                        if !engine.hub()?.state().terminated {
+                            let info = calls::failure(engine.wire(py), error)?;
+                            self.fail_at(count, &info)?;
+                        }
                         return Ok(true);
                     }
                     Err(error) => {
