@@ -358,3 +358,18 @@ def test_a_soft_limit_that_passes_before_the_task_can_begin_is_raised() -> None:
         with pytest.raises(SoftTimeLimitExceeded):
             result.get(30)
         assert pool.apply_async(ident, (1,), soft_timeout=30).get(30) == 1
+
+
+def test_a_worker_that_dies_in_a_limited_sequence_costs_one_item() -> None:
+    with billiard.get_context("fork").Pool(1) as pool:
+        results = pool.imap(_die_of, [1, 0, 2], timeout=60)
+        assert results.next(30) == 1
+        with pytest.raises(billiard.WorkerLostError):
+            results.next(30)
+        assert results.next(30) == 2
+
+
+def _die_of(n: int) -> int:
+    if n == 0:
+        os._exit(3)
+    return n

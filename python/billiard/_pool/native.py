@@ -65,7 +65,7 @@ from .parts import (
     Side,
     wait_for_imports,
 )
-from .results import captured
+from .results import ApplyResult, captured
 from .submissions import Submissions
 
 TYPE_CHECKING = False
@@ -345,7 +345,8 @@ class NativeDrive(Drive):
                     return False
                 self.engine.wait_idle(left)
                 # The last that the engine had; the book's thread has it in an instant.
-                job.wait(0.01) if hasattr(job, "wait") else None
+                if isinstance(job, ApplyResult):
+                    job.wait(0.01)
         while not self.terminated and (not self.closed or self.engine.live()):
             left = None if deadline is None else deadline - monotonic()
             if left is not None and left <= 0:
@@ -612,7 +613,7 @@ class NativeDrive(Drive):
         job: Any = LostTask(self.engine, task) if number is None else self.cache.get(number)
         if job is None or job.ready():
             return
-        if not job.accepted() and job.__class__.__name__ == "ApplyResult":
+        if type(job) is ApplyResult and not job.accepted():
             job._ack(i, monotonic(), member.pid, None)
         if pool is not None:
             pool._task_lost(job, i, member.worker, exitcode)
