@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pool_tasks import (
@@ -34,7 +35,7 @@ from billiard.exceptions import (
     TimeLimitExceeded,
     WorkerLostError,
 )
-from billiard.pool import ApplyResult, Pool
+from billiard.pool import RUN, ApplyResult, Pool
 
 fork: Any = billiard.get_context("fork")
 #: what a caller gets who waits for a job that was cancelled
@@ -52,6 +53,24 @@ needs_limits = pytest.mark.skipif(not has("imap", "timeout"), reason="no limits 
 needs_cancel = pytest.mark.skipif(not hasattr(ApplyResult, "cancel"), reason="no cancel()")
 needs_drain = pytest.mark.skipif(not hasattr(Pool, "drain"), reason="no drain()")
 needs_join = pytest.mark.skipif(not has("join", "timeout"), reason="no join(timeout=)")
+
+
+# ---- programs that put something in a pool's place ----
+
+
+@pytest.mark.parametrize("chunksize", [1, 3])
+@pytest.mark.parametrize("method", IMAPS)
+def test_imap_of_a_mock_puts_its_tasks_on_the_mock_s_queue(method: str, chunksize: int) -> None:
+    """Tests of other programs do so."""
+    pool = Mock(_state=RUN, _cache={})
+    result = getattr(Pool, method)(pool, square, range(7), chunksize)
+    [(tasks, set_length)] = pool._taskqueue.put.call_args.args
+    given = 0
+    for given, (_, (job, i, func, args, kwargs)) in enumerate(tasks, 1):  # noqa: B007
+        pool._cache[job]._set(i, (True, func(*args, **kwargs)))
+    set_length(given)
+    assert sorted(result) == [i * i for i in range(7)]
+    assert not pool._cache
 
 
 # ---- scheduling ----

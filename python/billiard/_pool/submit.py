@@ -418,7 +418,7 @@ class Submitting:
         if chunksize > 1:
             items, func = Submitting._get_tasks(func, iterable, chunksize), mapstar
         result: Any
-        if self._direct and not (soft or hard):
+        if self._direct is True and not (soft or hard):
             ordered = kind is IMapIterator
             result = self._drive.imap(self, ordered, func, items, buffersize, source)  # type: ignore[attr-defined]
         else:
