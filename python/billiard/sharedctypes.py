@@ -74,12 +74,17 @@ def _type_of(typecode_or_type: Any) -> Any:
 
 def _new_value(type_: Any) -> Any:
     """An object of that type, all zero: that is how blocks come."""
-    return rebuild_ctype(type_, heap.BufferWrapper(ctypes.sizeof(type_)), None)
+    if type_ not in _reducers:
+        _register(type_)
+    wrapper = heap.BufferWrapper(ctypes.sizeof(type_))
+    obj = type_.from_buffer(wrapper)
+    obj._wrapper = wrapper
+    return obj
 
 
 def RawValue(typecode_or_type: Any, *args: Any) -> Any:
     """A ctypes object in shared memory, initialised with `args` (origin: multiprocessing)."""
-    obj = _new_value(_type_of(typecode_or_type))
+    obj = _new_value(typecode_to_type.get(typecode_or_type) or _type_of(typecode_or_type))
     obj.__init__(*args)
     return obj
 
@@ -106,15 +111,16 @@ def Value(typecode_or_type: Any, *args: Any, **kwds: Any) -> Any:
     Keywords: `lock`, another lock than a new `RLock`, or False for none; `ctx`, the context of the
     new one. Raises AttributeError for a lock that has no `acquire`.
     """
-    return _with_lock(RawValue(typecode_or_type, *args), **kwds)
+    return _with_lock(RawValue(typecode_or_type, *args), kwds)
 
 
 def Array(typecode_or_type: Any, size_or_initializer: Any, **kwds: Any) -> Any:
     """`RawArray` with a lock (origin: multiprocessing); keywords as for `Value`."""
-    return _with_lock(RawArray(typecode_or_type, size_or_initializer), **kwds)
+    return _with_lock(RawArray(typecode_or_type, size_or_initializer), kwds)
 
 
-def _with_lock(obj: Any, *, lock: Any = None, ctx: BaseContext | None = None, **kwds: Any) -> Any:
+def _with_lock(obj: Any, kwds: dict[str, Any]) -> Any:
+    lock, ctx = kwds.pop("lock", None), kwds.pop("ctx", None)
     if kwds:
         raise ValueError(f"unrecognized keyword argument(s): {list(kwds)}")
     if lock is False:
