@@ -120,8 +120,9 @@ class Child:
     def close(self) -> None:
         """Closes the sentinel."""
 
-def fork() -> Child | None:
-    """Forks through the interpreter's hooks: a `Child` in the parent, None in the child."""
+def fork_all(many: int) -> list[Child | OSError] | int:
+    """Forks through the interpreter's hooks, many times: what became of each fork; in a child its
+    number."""
 
 def spawn(path: bytes, args: list[bytes], fds: list[int]) -> Child:
     """Starts a program with exactly the descriptors `fds`, beside 0, 1 and 2."""
@@ -728,6 +729,18 @@ class PoolEngine:
     def lane(self) -> PoolLane:
         """The shared memory of the next worker."""
 
+    def fork_workers(self, lanes: list[PoolLane]) -> list[Child | OSError] | int:
+        """Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
+
+        Before `begin`, workers that no CPU is free for wait for it.
+        """
+
+    def ready(self) -> int:
+        """How many workers have become ready so far."""
+
+    def begin(self) -> None:
+        """The pool has started: its workers, and all later ones, need not wait."""
+
     def forgo(self, lane: PoolLane) -> None:
         """No worker has been started with it."""
 
@@ -858,14 +871,28 @@ class PoolLane:
     def fds(self) -> tuple[int, int, int, int]:
         """What another process needs to open it: index and descriptors."""
 
+    def admit(self) -> None:
+        """Forks get it: what comes next is the fork of the worker itself."""
+
     def withhold(self) -> None:
-        """Later forks do not get it."""
+        """Forks do not get it any more."""
+
+    @property
+    def done(self) -> int:
+        """How many outcomes the worker has reported."""
 
     def close(self) -> None:
         """Closes the descriptor: in a forked child that is not the worker."""
 
-    def send(self, message: bytes) -> None:
-        """Sends a message that belongs to no task, pickled."""
+    def announce(self) -> None:
+        """In the worker: it is ready for tasks."""
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the worker has become ready."""
+
+    def send(self, wire: Any, message: Any) -> None:
+        """Sends a message that belongs to no task. ValueError if it is too long for the ring."""
 
     def serve(
         self,

@@ -167,6 +167,22 @@ def reset_signals(handler: SignalHandler = _shutdown_cleanup, full: bool = False
             maybe_setsignal(number, _signal.SIG_IGN)
 
 
+def take_over_signals(full: bool) -> None:
+    """:func:`reset_signals` for a new worker: in one go, and without the enums of `signal`."""
+    handler_of, set_handler, ignored = _signal.getsignal, _signal.signal, _signal.SIG_IGN
+    for name in TERMSIGS_FULL if full else TERMSIGS_DEFAULT:
+        number = getattr(_signal, name, None)
+        if number is None:
+            continue
+        if name in TERMSIGS_FORCE or handler_of(number) not in (None, ignored):
+            try:  # noqa: SIM105  (contextlib is dear to import)
+                set_handler(number, _shutdown_cleanup)
+            except (OSError, ValueError):
+                pass  # not the main thread
+    for name in TERMSIGS_IGNORE:
+        maybe_setsignal(getattr(_signal, name), ignored)
+
+
 class restart_state:
     """Counts restarts, and refuses when there are too many of them in a period.
 

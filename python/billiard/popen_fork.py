@@ -1,8 +1,8 @@
 """Start method `fork`, and what all start methods have in common.
 
 ```
- parent                                     child
- _core.fork() ── Child(pid, sentinel)       None ──► process._bootstrap() ──► os._exit(status)
+ parent                                children
+ _core.fork_all(n) ── n times Child    a number each ──► process._bootstrap() ──► os._exit(status)
 ```
 """
 
@@ -16,7 +16,12 @@ from .common import TERM_SIGNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from .process import BaseProcess
+
+    #: forks so many times; returns what `_core.fork_all` does
+    Fork = Callable[[int], list[_core.Child | OSError] | int]
 
 __all__ = ["Popen"]
 
@@ -92,20 +97,10 @@ class Popen:
         self.sentinel = child.sentinel
 
     def _launch(self, process_obj: BaseProcess) -> None:
-        if sys.is_finalizing():
-            raise RuntimeError("can't fork at interpreter shutdown")
-        sys.audit("os.fork")
-        process._make_no_input()
-        _standin.prepared(process.current_process)
-        child = _core.fork()
-        if child is not None:
-            self._adopt(child)
-            return
-        status = 1
-        try:
-            status = process_obj._bootstrap()
-        finally:
-            os._exit(status & 0xFF)
+        [child] = _fork_children([process_obj], _core.fork_all)
+        if isinstance(child, OSError):
+            raise child
+        self._adopt(child)
 
     def lend_sentinel(self) -> int:
         """The sentinel, for somebody who may use it after the process has been joined."""
@@ -119,3 +114,39 @@ class Popen:
         if self.sentinel is not None:
             self.sentinel = None
             self._child.close()
+
+
+def _fork_children(process_objs: Sequence[BaseProcess], fork: Fork) -> list[_core.Child | OSError]:
+    """Fork a child for each process; what became of each. In the children: do not return."""
+    if sys.is_finalizing():
+        raise RuntimeError("can't fork at interpreter shutdown")
+    many = len(process_objs)
+    for _ in range(many):
+        sys.audit("os.fork")
+    process._make_no_input()
+    _standin.prepared(process.current_process)
+    forked = fork(many)
+    if not isinstance(forked, int):
+        return forked
+    status = 1
+    try:
+        status = process_objs[forked]._bootstrap()
+    finally:
+        os._exit(status & 0xFF)
+
+
+def launch_all(
+    process_objs: Sequence[BaseProcess], fork: Fork = _core.fork_all
+) -> list[Popen | OSError]:
+    """Start processes by forks that follow each other at once; errors are in their places."""
+    flush_standard_streams()
+    popens: list[Popen | OSError] = []
+    for child in _fork_children(process_objs, fork):
+        if isinstance(child, OSError):
+            popens.append(child)
+            continue
+        popen = Popen.__new__(Popen)
+        popen.returncode = None
+        popen._adopt(child)
+        popens.append(popen)
+    return popens

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 
-from . import _core, context, forkserver, popen_fork, process, spawn
+from . import _core, forkserver, popen_fork, spawn
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from .process import BaseProcess
 
@@ -55,36 +55,7 @@ class Popen(popen_fork.Popen):
         self._adopt(child)
 
 
-def start_all(processes: Sequence[BaseProcess]) -> None:
-    """What `process.start_all` does."""
-    for process_obj in processes:
-        process_obj._check_startable()
-    process._before_start()
-    default = context._default_context.get_start_method()
-    of_server = [
-        process_obj
-        for process_obj in processes
-        if (process_obj._start_method or default) == "forkserver"
-        and type(process_obj).start is process.BaseProcess.start
-    ]
-    errors: list[OSError] = []
-    if of_server:
-        for process_obj, popen in zip(of_server, _launch_all(of_server), strict=True):
-            if isinstance(popen, OSError):
-                errors.append(popen)
-            else:
-                process_obj._became(popen)
-    for process_obj in processes:
-        if process_obj not in of_server:
-            try:
-                process_obj.start()
-            except OSError as exc:
-                errors.append(exc)
-    if errors:
-        raise errors[0]
-
-
-def _launch_all(process_objs: Iterable[BaseProcess]) -> list[Popen | OSError]:
+def launch_all(process_objs: Iterable[BaseProcess]) -> list[Popen | OSError]:
     """Start processes with one round trip to the fork server; errors are in their places."""
     popen_fork.flush_standard_streams()
     popens: list[Popen | OSError] = []

@@ -112,11 +112,11 @@ def _before_start() -> None:
 def start_all(processes: Iterable[BaseProcess]) -> None:
     """Start several processes; returns when all of them exist (origin: ours).
 
-    As calling `start` of each, but the fork server gets all its requests at once, so that many
-    processes take hardly longer than one. If some cannot be started the others are, and the first
-    error is raised.
+    As calling `start` of each, but the fork server gets all its requests at once, and forks follow
+    each other without work in between that the next would have to copy: many processes take hardly
+    longer than one. If some cannot be started the others are, and the first error is raised.
     """
-    from .popen_forkserver import start_all
+    from ._launch import start_all
 
     start_all(list(processes))
 
@@ -439,7 +439,10 @@ class BaseProcess:
         there = sys.modules.get("multiprocessing")
         if there is None:
             _current_process = self
-            sys.modules["multiprocessing"] = _standin.prepared(current_process)
+            stand_in = _standin._stand_in
+            if stand_in is None:  # not forked
+                stand_in = _standin.prepared(current_process)
+            sys.modules["multiprocessing"] = stand_in
         else:
             _set_current_process(self)
             if there is _standin._stand_in:
@@ -447,10 +450,8 @@ class BaseProcess:
         threading: Any = sys.modules.get("threading")
         if threading is not None:
             # Inherited from the parent where the thread was forked.
-            set_native_id = getattr(threading.main_thread(), "_set_native_id", None)
-            if set_native_id is not None:
-                set_native_id()
-        util = _util()
+            threading._main_thread._native_id = threading.get_native_id()
+        util = sys.modules.get("billiard.util") or _util()
         if util is not None:
             if util._finalizer_registry:
                 util._finalizer_registry.clear()

@@ -238,11 +238,15 @@ _afterfork_counter = itertools.count()
 
 
 def _run_own_after_forkers() -> None:
-    if not _afterfork_registry:
-        return
-    for (_, _, func), obj in sorted(_afterfork_registry.items(), key=lambda item: item[0][0]):
+    # To iterate over the references calls the least: see BaseProcess._bootstrap.
+    references = _afterfork_registry.data  # type: ignore[attr-defined]
+    for key in sorted(references):  # begins with a number that no other has
+        reference = references.get(key)
+        obj = None if reference is None else reference()
+        if obj is None:
+            continue
         try:
-            func(obj)
+            key[2](obj)
         except Exception as exc:
             info("after forker raised exception %s", exc)
 
@@ -250,7 +254,8 @@ def _run_own_after_forkers() -> None:
 def _run_after_forkers() -> None:
     """Call what `register_after_fork` registered, in order; ours, then multiprocessing's."""
     _run_own_after_forkers()
-    _stdlib.after_fork()
+    if "multiprocessing.util" in sys.modules:
+        _stdlib.after_fork()
 
 
 def register_after_fork(obj: Any, func: Callable[[Any], object]) -> None:

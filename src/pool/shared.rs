@@ -4,8 +4,8 @@
 //! spawned one makes its own from the descriptors. Nobody stores a pointer in it.
 //!
 //! ```text
-//!  Common   bell │ head of the ring │ exit │ beds made │ who sleeps │ beds │ words of the ring │ slots │ extents
-//!  Lane     lease │ soft │ retire │ accepted at │ room │ cursors │ result ring     │ extents
+//!  Common   bell │ head of the ring │ exit │ beds made │ who sleeps │ begun, ready │ beds │ words of the ring │ slots │ extents
+//!  Lane     lease │ soft │ retire │ accepted at, done, up │ room │ cursors │ result ring │ extents
 //! ```
 //!
 //! | word | written by | read by |
@@ -14,21 +14,29 @@
 //! | head, words of the ring | `ipc/claim.rs` | |
 //! | beds made | the pool: no worker has an index above | who looks for sleepers |
 //! | exit | the pool, once: no task will come any more | idle workers |
+//! | begun | the pool, once: its first workers have been made | those of them that wait for it |
+//! | ready | workers: how many of them have become ready | the pool, when one has ended |
 //! | who sleeps, beds | `ipc/sleepers.rs` | |
 //! | lease | `ipc/lease.rs` | |
 //! | soft | the pool: the task whose soft limit has passed | the worker's signal handler |
 //! | retire | the pool: take no more tasks | the worker, after every claim |
 //! | accepted at | the worker, before its lease says so (nanoseconds, monotonic) | the pool |
+//! | up | the worker, once: it is ready for tasks | the pool, when it has ended |
+//! | done | the worker: how many outcomes it has reported | who asks how many |
 //! | room | the worker: 1 when it waits for room in its ring; the pool clears and wakes | both |
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
 
 use crate::ipc::claim::Words;
 use crate::ipc::extents::table_size;
 use crate::ipc::ring::Store;
 use crate::ipc::sleepers::Beds;
+use crate::sys::futex;
 use crate::sys::segment::Segment;
 
 /// Slots of the task ring. More tasks than workers have to be ready for them: between two looks
@@ -39,13 +47,19 @@ pub const SLOT: usize = 256;
 /// Workers that a pool may have at one time.
 pub const WORKERS: usize = 4096;
 
+/// How long a worker waits for the pool to be made.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 const LINE: usize = 64;
 const BELL: usize = 0;
 const HEAD: usize = LINE;
 const EXIT: usize = 2 * LINE;
 const MANY: usize = 3 * LINE;
 const ASLEEP: usize = 4 * LINE;
+const BEGUN: usize = ASLEEP + WORKERS / 8;
+const READY: usize = BEGUN + 8;
 const BEDS: usize = 4096;
+const _: () = assert!(READY < BEDS);
 const WORDS: usize = BEDS + WORKERS * 8;
 const DATA: usize = WORDS + SLOTS * 8;
 /// Where the table of extents begins in `Common`.
@@ -58,6 +72,8 @@ const LEASE: usize = 0;
 const SOFT: usize = LINE;
 const RETIRE: usize = 2 * LINE;
 const ACCEPTED_AT: usize = 3 * LINE;
+const DONE: usize = ACCEPTED_AT + 8;
+const UP: usize = ACCEPTED_AT + 16;
 const ROOM: usize = 4 * LINE;
 const RING_HEAD: usize = 5 * LINE;
 const RING_TAIL: usize = 6 * LINE;
@@ -106,6 +122,29 @@ impl Common {
 
     pub fn exit(&self) -> &AtomicU64 {
         self.segment.head().u64(EXIT)
+    }
+
+    /// In a worker: waits until the pool has made all that it begins with. Not for long: that is
+    /// to leave the CPUs to others, and the pool may have died.
+    pub fn wait_to_begin(&self) {
+        let begun = self.segment.head().u64(BEGUN);
+        while begun.load(Ordering::Acquire) == 0 {
+            if futex::wait(begun, 0, Some(PATIENCE)) == Err(Errno::ETIMEDOUT) {
+                return;
+            }
+        }
+    }
+
+    /// See [`wait_to_begin`](Self::wait_to_begin).
+    pub fn begin(&self) {
+        let begun = self.segment.head().u64(BEGUN);
+        begun.store(1, Ordering::Release);
+        futex::wake(begun, u32::MAX);
+    }
+
+    /// How many workers have become ready.
+    pub fn ready(&self) -> &AtomicU64 {
+        self.segment.head().u64(READY)
     }
 
     /// A worker of this index is about to be made.
@@ -225,8 +264,11 @@ pub struct Lane {
 }
 
 impl Lane {
+    /// A new one, which forks do not get unless it is [admitted](Segment::admit) to them.
     pub fn create() -> nix::Result<Self> {
-        Segment::create(c"billiard-worker", LANE_SIZE).map(Self::over)
+        let segment = Segment::create(c"billiard-worker", LANE_SIZE)?;
+        segment.withhold();
+        Ok(Self::over(segment))
     }
 
     pub fn open(fd: OwnedFd) -> nix::Result<Self> {
@@ -262,6 +304,14 @@ impl Lane {
 
     pub fn accepted_at(&self) -> &AtomicU64 {
         self.segment.head().u64(ACCEPTED_AT)
+    }
+
+    pub fn done(&self) -> &AtomicU64 {
+        self.segment.head().u64(DONE)
+    }
+
+    pub fn up(&self) -> &AtomicU64 {
+        self.segment.head().u64(UP)
     }
 
     pub fn room(&self) -> &AtomicU64 {

@@ -31,7 +31,7 @@ fn serve_forks(py: Python<'_>, requests: RawFd) -> PyResult<Option<Vec<RawFd>>> 
         let Some(request) = block_on(py, Deadline::Never, |_| server.next_request())? else {
             return Ok(None);
         };
-        match fork_with_hooks(py) {
+        match fork_with_hooks(py, || ()) {
             Ok(0) => {
                 let fds = server.become_child(request).map_err(os_error)?;
                 return Ok(Some(fds.into_iter().map(into_raw).collect()));

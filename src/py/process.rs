@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 use parking_lot::Mutex;
+use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
 use pyo3::prelude::*;
+use pyo3::types::PyList;
 
 use super::block::{Deadline, block_on};
 use super::error::{os_error, os_error_with_filename};
@@ -226,37 +228,105 @@ impl Child {
 }
 
 /// Forks through the interpreter's hooks; the child's number, or 0 in the child.
+///
+/// `born` is called in the child before the hooks: nothing of the interpreter works there yet.
 #[allow(unsafe_code)]
-pub(super) fn fork_with_hooks(_py: Python<'_>) -> nix::Result<libc::pid_t> {
+pub(super) fn fork_with_hooks(_py: Python<'_>, born: impl FnOnce()) -> nix::Result<libc::pid_t> {
     // SAFETY: the GIL is held, and each of the three hooks is called where the C API wants it:
     // before the fork, then one of the others on each side, whether it failed or not.
     unsafe {
         ffi::PyOS_BeforeFork();
         let pid = process::fork();
         match pid {
-            Ok(0) => ffi::PyOS_AfterFork_Child(),
+            Ok(0) => {
+                born();
+                ffi::PyOS_AfterFork_Child();
+            }
             _ => ffi::PyOS_AfterFork_Parent(),
         }
         pid
     }
 }
 
-/// Forks: returns a `Child` in the parent, None in the child.
+/// Who returns from [`fork_each`].
+pub(super) enum Forked {
+    /// What became of each fork.
+    Parent(Vec<PyResult<Child>>),
+    /// The number of the fork that made this process.
+    Child(usize),
+}
+
+/// Where [`fork_each`] is: before a fork, after it in the parent, or just born.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Moment {
+    Before,
+    Parent,
+    Child,
+}
+
+/// Forks `many` times, and calls `at` around each fork.
+///
+/// Between two forks next to nothing happens: whatever the parent touches after a fork it has to
+/// copy first, and after the next fork again.
+pub(super) fn fork_each(
+    py: Python<'_>,
+    many: usize,
+    at: impl Fn(Moment, usize),
+) -> PyResult<Forked> {
+    let mut children = Vec::with_capacity(many);
+    for number in 0..many {
+        let plan = match ForkPlan::new() {
+            Ok(plan) => plan,
+            Err(errno) => {
+                children.push(Err(os_error(errno)));
+                continue;
+            }
+        };
+        at(Moment::Before, number);
+        let forked = fork_with_hooks(py, || at(Moment::Child, number));
+        if forked == Ok(0) {
+            plan.in_child();
+            return Ok(Forked::Child(number));
+        }
+        at(Moment::Parent, number);
+        children.push(
+            forked
+                .and_then(|pid| plan.in_parent(pid))
+                .map(|started| Child::new(started, None))
+                .map_err(os_error),
+        );
+    }
+    Ok(Forked::Parent(children))
+}
+
+impl<'py> IntoPyObject<'py> for Forked {
+    type Target = PyAny;
+    type Output = Bound<'py, PyAny>;
+    type Error = PyErr;
+
+    fn into_pyobject(self, py: Python<'py>) -> PyResult<Self::Output> {
+        let children = match self {
+            Self::Child(number) => return number.into_bound_py_any(py),
+            Self::Parent(children) => children,
+        };
+        let list = PyList::empty(py);
+        for child in children {
+            match child {
+                Ok(child) => list.append(child)?,
+                Err(error) => list.append(error.into_value(py))?,
+            }
+        }
+        Ok(list.into_any())
+    }
+}
+
+/// Forks `many` times: returns a list with a `Child` or an OSError for each, and in each child its
+/// place in that list.
 ///
 /// As `os.fork`, but it does not warn of threads, and audits nothing (its caller does).
 #[pyfunction]
-fn fork(py: Python<'_>) -> PyResult<Option<Child>> {
-    let plan = ForkPlan::new().map_err(os_error)?;
-    match fork_with_hooks(py).map_err(os_error)? {
-        0 => {
-            plan.in_child();
-            Ok(None)
-        }
-        pid => {
-            let started = plan.in_parent(pid).map_err(os_error)?;
-            Ok(Some(Child::new(started, None)))
-        }
-    }
+fn fork_all(py: Python<'_>, many: usize) -> PyResult<Forked> {
+    fork_each(py, many, |_, _| ())
 }
 
 /// Starts the program `path` with the arguments `args` (the first is its name) and the descriptors
@@ -407,7 +477,7 @@ fn file_identity(fd: RawFd) -> PyResult<(u64, u64)> {
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Child>()?;
     module.add_class::<Starting>()?;
-    module.add_function(wrap_pyfunction!(fork, module)?)?;
+    module.add_function(wrap_pyfunction!(fork_all, module)?)?;
     module.add_function(wrap_pyfunction!(spawn, module)?)?;
     module.add_function(wrap_pyfunction!(memory_file, module)?)?;
     module.add_function(wrap_pyfunction!(hand_over, module)?)?;

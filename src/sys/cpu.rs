@@ -2,15 +2,23 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Whether there is more than one (spinning pays only then).
-pub fn many_cpus() -> bool {
+/// How many there are; 1 if that cannot be told.
+pub fn usable() -> usize {
     // SAFETY: plain data, filled by the call.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: the set is as large as stated.
     let failed =
         unsafe { libc::sched_getaffinity(0, std::mem::size_of::<libc::cpu_set_t>(), &mut set) };
+    if failed != 0 {
+        return 1;
+    }
     // SAFETY: reads the set filled above.
-    failed == 0 && unsafe { libc::CPU_COUNT(&set) } > 1
+    unsafe { libc::CPU_COUNT(&set) as usize }
+}
+
+/// Whether there is more than one (spinning pays only then).
+pub fn many_cpus() -> bool {
+    usable() > 1
 }
 
 fn current() -> u64 {

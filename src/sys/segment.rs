@@ -116,13 +116,14 @@ impl Map {
         unsafe { std::slice::from_raw_parts(self.base.as_ptr().add(offset), len) }
     }
 
-    /// Makes the page tables for pages that exist, in one go and not one fault after the other.
-    /// Kernels before 5.14 cannot; nothing but time is lost then.
-    fn withhold(&self) {
-        // SAFETY: changes what forks do with this mapping, which nobody relies on in a child.
-        let _ = unsafe { madvise(self.base.cast(), self.len, MmapAdvise::MADV_DONTFORK) };
+    fn advise(&self, advice: MmapAdvise) {
+        // SAFETY: changes what forks do with this mapping, which only the children that get it
+        // rely on.
+        let _ = unsafe { madvise(self.base.cast(), self.len, advice) };
     }
 
+    /// Makes the page tables for pages that exist, in one go and not one fault after the other.
+    /// Kernels before 5.14 cannot; nothing but time is lost then.
     pub fn prefault(&self) {
         // SAFETY: only looks at pages of this mapping.
         let _ = unsafe { madvise(self.base.cast(), self.len, MmapAdvise::MADV_POPULATE_READ) };
@@ -181,7 +182,12 @@ impl Segment {
 
     /// Forked children do not get the mapping of the head.
     pub fn withhold(&self) {
-        self.head.withhold();
+        self.head.advise(MmapAdvise::MADV_DONTFORK);
+    }
+
+    /// Forked children get the mapping of the head again.
+    pub fn admit(&self) {
+        self.head.advise(MmapAdvise::MADV_DOFORK);
     }
 
     /// Makes the file at least `end` bytes long and gives `[offset, end)` real pages, so that a

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pool_tasks import descriptors, pool_of
 from scripts import run_file
 
 import billiard
-from billiard import forkserver
+from billiard import forkserver, popen_fork
 from billiard import pool as pool_module
 
 FORKSERVER = billiard.get_context("forkserver")
+WORKER_MEMORY = "memfd:billiard-worker"
 
 
 @pytest.fixture
@@ -85,6 +90,81 @@ def test_a_worker_that_cannot_be_started(
         FORKSERVER.Pool(3)
     assert caught.value.errno == errno.EAGAIN
     assert billiard.active_children() == []
+
+
+def test_a_worker_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have been; the pool has not, and none of them stays."""
+    launch_all = popen_fork.launch_all
+
+    def failing(process_objs: Any, fork: Any) -> Any:
+        [*popens, last] = launch_all(process_objs, fork)
+        last._send_signal(9)
+        last.wait()
+        last.close()
+        return [*popens, OSError(errno.EAGAIN, "no processes left")]
+
+    monkeypatch.setattr(popen_fork, "launch_all", failing)
+    with pytest.raises(OSError, match="no processes left") as caught:
+        billiard.get_context("fork").Pool(3)
+    assert caught.value.errno == errno.EAGAIN
+    assert billiard.active_children() == []
+
+
+def lanes() -> int:
+    """How many workers' memories this process has."""
+    with open("/proc/self/maps") as maps:
+        mapped = {line.split()[4] for line in maps if WORKER_MEMORY in line}  # by inode
+    held = [name for name in descriptors().values() if WORKER_MEMORY in name]
+    return max(len(mapped), len(held))
+
+
+def test_a_worker_has_its_own_memory_and_no_other_s(ctx: Any) -> None:
+    with pool_of(ctx, 3) as pool:
+        assert pool.apply(lanes) == 1
+        # Also one that is made later.
+        with pytest.raises(billiard.WorkerLostError):
+            pool.apply_async(os._exit, (3,)).get(60)
+        assert set(pool.map(one_of_all, [lanes] * 3, 1)) == {1}
+
+
+def one_of_all(look: Callable[[], int]) -> int:
+    """Takes long enough for each worker to get one."""
+    time.sleep(0.1)
+    return look()
+
+
+def test_processes_that_start_in_their_own_way_can_be_workers() -> None:
+    started = []
+
+    class Announcing(billiard.context.ForkProcess):
+        def start(self) -> None:
+            started.append(self.name)
+            super().start()
+
+    class Pool(pool_module.Pool):
+        def Process(self, *args: Any, **kwargs: Any) -> Any:
+            return Announcing(*args, **kwargs)
+
+    with Pool(2, context=billiard.get_context("fork")) as pool:
+        assert len(started) == 2
+        assert pool.map(abs, range(-20, 0), 1) == list(range(20, 0, -1))
+    pool.join()
+
+
+def test_a_task_finds_its_worker_in_the_frame_that_called_it(ctx: Any) -> None:
+    """billiard's worker calls tasks in a frame whose `self` it is; some programs look there."""
+    with pool_of(ctx, 1) as pool:
+        for i in range(3):
+            name, done = pool.apply(look_at_the_worker)
+            assert (name, done) == ("Worker", i)
+        [counter] = pool._on_ready_counters.values()
+        assert counter.value == 3
+
+
+def look_at_the_worker() -> tuple[str, int]:
+    frame = sys._getframe(1)
+    worker = frame.f_locals["self"]
+    return type(worker).__name__, worker.on_ready_counter.value
 
 
 def test_an_initializer_that_cannot_be_pickled_starts_nothing(batches: list[int]) -> None:

@@ -177,8 +177,9 @@ class Pool(Submitting):
         self._setup_queues()
         self._state = RUN
         try:
-            self._create_worker_processes(range(self._processes))
+            # Before the forks: after one, what is touched has to be copied first.
             self._make_handlers()
+            self._create_worker_processes(range(self._processes))
             self._drive.start()
         except BaseException:
             self._abort()
@@ -372,7 +373,7 @@ class Pool(Submitting):
         """Make the process object of a worker, its sentinel and its counter; it is not started."""
         sentinel = self._ctx.Event() if self.allow_restart else None
         inq, outq, synq = self.get_process_queues()
-        on_ready_counter = self._ctx.Value("i")
+        on_ready_counter = self._drive.ready_counter(self._ctx, inq)
         worker = self.WorkerProcess(
             self.Worker(
                 inq,
@@ -444,9 +445,13 @@ class Pool(Submitting):
         return self._drive.is_busy(worker)
 
     def _avail_index(self) -> int:
+        free = next(self._avail_indices(), None)
+        assert free is not None
+        return free
+
+    def _avail_indices(self) -> Iterator[int]:
         taken = {worker.index for worker in self._staying()}
-        assert len(taken) < self._processes
-        return next(i for i in range(self._processes) if i not in taken)
+        return (i for i in range(self._processes) if i not in taken)
 
     def _staying(self) -> list[Any]:
         """The workers that are not about to exit."""
@@ -456,13 +461,19 @@ class Pool(Submitting):
         """Start workers until there are as many as there should be."""
         if self._maxtasksperchild and EX_RECYCLE in exitcodes:
             self._keep_spares()
-        for i in range(self._processes - len(self._staying())):
-            if not self._drive.wants_workers():
-                return
-            if i < len(exitcodes) and exitcodes[i] not in (EX_OK, EX_RECYCLE):
-                self.restart_state.step()
-            self._create_worker_process(self._avail_index())
-            debug("added worker")
+        free, wanted = self._avail_indices(), []
+        try:
+            for i in range(self._processes - len(self._staying())):
+                if not self._drive.wants_workers():
+                    break
+                if i < len(exitcodes) and exitcodes[i] not in (EX_OK, EX_RECYCLE):
+                    self.restart_state.step()
+                wanted.append(next(free))
+        finally:
+            # Together: forks that follow each other at once have less to copy.
+            if wanted:
+                self._create_worker_processes(wanted)
+                debug("added %d workers", len(wanted))
 
     def _keep_spares(self) -> None:
         """Workers are being replaced: have interpreters ready for the next ones."""

@@ -19,8 +19,7 @@ NACK = 3  # (to a worker that waits for leave) do not run it
 DEATH = 4  # the worker is about to exit
 
 # More of them, of workers that announce themselves.
-UP = 5  # the worker is ready for tasks
-UNFIT = 6  # it is not: its initializer has failed
+UNFIT = 6  # the worker is not ready for tasks: its initializer has failed
 
 # And of the native drive's Rust part.
 OVER = -1  # a worker has ended, all that it had sent has been read

@@ -139,6 +139,10 @@ class Drive:
         """``(inq, outq, synq)`` for the next worker."""
         raise NotImplementedError
 
+    def ready_counter(self, ctx: Any, inq: Any) -> Any:
+        """Where the results of the worker with the queue ``inq`` are counted (its ``value``)."""
+        return ctx.Value("i")
+
     def launch(self, worker: Any) -> None:
         """Start a worker process, the last in the pool's list."""
         worker.start()

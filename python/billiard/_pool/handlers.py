@@ -437,6 +437,8 @@ class ResultHandler(PoolThread):
         self.check_timeouts = check_timeouts
         self.on_job_ready = on_job_ready
         self.on_ready_counters = on_ready_counters
+        #: whether it is this handler that counts results, not the workers themselves
+        self.counts = True
         #: called by the thread when it ends
         self.on_end: Callable[[], object] = self.finish_at_shutdown
         self._make_methods()
@@ -469,7 +471,7 @@ class ResultHandler(PoolThread):
                 self.on_job_ready(job, i, obj, inqW_fd)
             pid = worker_of.pop((job, i), None)
             task_of.pop(pid, None)  # type: ignore[arg-type]
-            if counters and pid in counters:
+            if self.counts and counters and pid in counters:
                 counter = counters[pid]
                 with counter.get_lock():
                     counter.value += 1

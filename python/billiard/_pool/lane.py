@@ -1,14 +1,13 @@
 """A worker's end of a pool with a native drive: tasks come out of it, results go in.
 
 ``Worker.inq`` and ``Worker.outq`` are both this one object. ``Worker.workloop`` has the tasks run
-by :meth:`Lane.serve`, in Rust; a loop in Python can use :meth:`Lane.get` and :meth:`Lane.put` as
+by ``PoolLane.serve``, in Rust; a loop in Python can use :meth:`Lane.get` and :meth:`Lane.put` as
 the queues that they replace.
 """
 
 from __future__ import annotations
 
 import os
-from _pickle import dumps
 
 from .. import _core
 from ..reduction import DupFd
@@ -17,8 +16,19 @@ from .constants import ACK, READY, TASK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
+
+
+class ReadyCounter:
+    """How many outcomes a worker has reported, with the look of a shared value."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+
+    @property
+    def value(self) -> int:
+        """The number at the moment, or in the end."""
+        return self._lane.done
 
 
 class Lane:
@@ -52,23 +62,23 @@ class Lane:
 
     def let_go(self) -> None:
         """In the pool's process: the worker has ended. What it sent may still be in its memory."""
+        self._done = self.shared.done
         del self.shared
+
+    @property
+    def done(self) -> int:
+        """How many outcomes the worker has reported."""
+        shared = getattr(self, "shared", None)
+        return self._done if shared is None else shared.done
 
     def hold_lifeline(self) -> None:
         """In the worker: die when the pool's process is gone, whatever a task is doing."""
         _core.hold_lifeline(self._lifeline)
         os.close(self._lifeline)
 
-    def serve(
-        self,
-        prepare: Callable[[Any], Any] | None,
-        maxtasks: int,
-        is_above: Callable[[], bool] | None,
-        shall_exit: Callable[[], bool] | None,
-        fired: list[bool],
-    ) -> tuple[int, bool]:
-        """Run tasks until there is a reason to stop: how many, and whether it is the memory."""
-        return self.shared.serve(wire, prepare, maxtasks, is_above, shall_exit, fired)
+    def announce(self) -> None:
+        """In the worker: it is ready for tasks."""
+        self.shared.announce()
 
     def get(self, timeout: float | None = None) -> Any:
         """Wait for a task, as the message that workers get; None: there will be no more."""
@@ -88,4 +98,4 @@ class Lane:
             task, _, (success, value), _ = args
             self.shared.put(wire, task, success, value)
         elif kind != ACK:  # that was said when the task was taken
-            self.shared.send(dumps(message))
+            self.shared.send(wire, message)

@@ -5,7 +5,7 @@
    ▲ takes its        ▲         │ messages                    own, which needs no interpreter:
    │ outcome itself   │         ▼                             deaths, limits, the queue
    │         TaskHandler     ResultHandler ── jobs with callbacks, maps
-   │         feeds sequences    │ OVER, UP, UNFIT, DRAINED
+   │         feeds sequences    │ OVER, UNFIT, DRAINED
    └────────── nobody else      ▼
                in between    Supervisor: reaps, replaces, ends the pool
 ```
@@ -30,10 +30,11 @@ from time import monotonic
 from weakref import WeakSet, ref
 
 from .. import _core, util
+from .._launch import is_plain, start_all
 from ..common import human_status
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded, WorkerLostError
-from ..process import start_all
+from ..process import current_process
 from . import wire
 from .constants import (
     DEATH,
@@ -49,11 +50,10 @@ from .constants import (
     SOFT,
     TASK,
     UNFIT,
-    UP,
 )
 from .drive import Drive
 from .handlers import Refused, end_worker
-from .lane import Lane
+from .lane import Lane, ReadyCounter
 from .log import debug, error
 from .parts import (
     AT_HAND_TASKS,
@@ -115,14 +115,13 @@ class NativeDrive(Drive):
         self.drained = False
         #: why no task can be done any more
         self.broken: ExceptionInfo | None = None
-        #: the lane of the worker that is being started
-        self._launching: _core.PoolLane | None = None
         #: workers that ended before they were ready, since the last that was
         self._stillborn = 0
         #: as many were killed, by whom we do not know
         self._slain = 0
         self._why_stillborn: ExceptionInfo | None = None
-        self._ever_up = False
+        #: how many workers had become ready when that was last looked at
+        self._ready = 0
         #: when to kill all workers that are left, monotonic seconds
         self._kill_all_at: float | None = None
         #: when to try again what the system would not do
@@ -149,10 +148,9 @@ class NativeDrive(Drive):
         tasks, supervisor = pool._task_handler, pool._worker_handler
         timeouts, results = pool._timeout_handler, pool._result_handler
         self.handlers = (tasks, supervisor, timeouts, results)
-        results.patience, results.on_end = None, self._end
+        results.patience, results.on_end, results.counts = None, self._end, False
         results.state_handlers.update(
             {
-                UP: self._on_up,
                 UNFIT: self._on_unfit,
                 DEATH: self._on_leaving,
                 OVER: self._on_over,
@@ -167,6 +165,7 @@ class NativeDrive(Drive):
         self.engine.start()
         for handler in (results, supervisor, tasks):
             handler.start()
+        self.engine.begin()
 
     def _crashed(self, exc: BaseException) -> None:
         """A thread of ours has failed: that must not happen, and nobody shall wait for it."""
@@ -258,11 +257,13 @@ class NativeDrive(Drive):
     def abort(self) -> None:
         # Threads that have been started already find nothing to do.
         self.terminated = True
-        for worker in self.workers:
-            worker.inq.let_go()
+        workers = list(self.workers)
         self.workers.clear()
         self.members.clear()
+        for worker in workers:
+            worker.inq.let_go()
         self.submissions.put(None)
+        self.engine.begin()
         self.engine.post_end()
         self.change()
         self.engine.stop()
@@ -407,26 +408,33 @@ class NativeDrive(Drive):
         lane = Lane(self.engine.lane())
         return lane, lane, None
 
+    def ready_counter(self, ctx: Any, inq: Any) -> ReadyCounter:
+        return ReadyCounter(inq)
+
     def launch(self, worker: Any) -> None:
-        if self.method == "fork":
-            wait_for_imports()
-        self._launching = worker.inq.shared
-        try:
-            worker.start()
-        finally:
-            # The exception of a failure knows this frame.
-            self._launching = None
-            self._take_in(worker)
+        self.launch_all([worker])
 
     @property
     def launches_together(self) -> bool:  # type: ignore[override]
         # A drive that launches in its own way launches each.
-        return self.method == "forkserver" and type(self).launch is NativeDrive.launch
+        return self.method != "spawn" and type(self).launch is NativeDrive.launch
 
     def launch_all(self, workers: Sequence[Any]) -> None:
+        forks = self.method == "fork"
+        if forks:
+            wait_for_imports()
         try:
-            start_all(workers)
+            if forks and all(map(is_plain, workers)):
+                lanes = [worker.inq.shared for worker in workers]
+                start_all(workers, lambda _: self.engine.fork_workers(lanes))
+            elif forks:
+                for worker in workers:
+                    worker.inq.shared.admit()
+                    worker.start()
+            else:
+                start_all(workers)
         finally:
+            lanes = []  # the exception of a failure knows this frame
             for worker in workers:
                 self._take_in(worker)
 
@@ -457,9 +465,11 @@ class NativeDrive(Drive):
 
     def _in_child(self) -> None:
         """A process has been forked: it needs no more than a worker needs, if it is one."""
-        for member in self.members.values():
-            member.worker.inq.shared.close()
-        if self._launching is None:
+        me = current_process()
+        for worker in self.workers:
+            if worker is not me:
+                worker.inq.shared.close()
+        if me not in self.workers:
             self.engine.abandon()
 
     def wants_workers(self) -> bool:
@@ -467,7 +477,8 @@ class NativeDrive(Drive):
             return False
         if self.closed and not self.engine.has_waiting():
             return False
-        if self._ever_up:
+        self._look_who_is_ready()
+        if self._ready:
             return self._stillborn <= STILLBORN_LIMIT
         return not self._stillborn and self._slain <= SLAIN_LIMIT
 
@@ -494,11 +505,10 @@ class NativeDrive(Drive):
         if member is not None and not self.engine.condemn(member.index):
             self.engine.retire(member.index, False)
 
-    def _on_up(self, pid: int) -> None:
-        member = self.members.get(pid)
-        if member is not None:
-            self._ever_up = member.up = True
-            self._stillborn = self._slain = 0
+    def _look_who_is_ready(self) -> None:
+        ready = self.engine.ready()
+        if ready != self._ready:
+            self._ready, self._stillborn, self._slain = ready, 0, 0
 
     def _on_unfit(self, pid: int, info: ExceptionInfo) -> None:
         member = self.members.get(pid)
@@ -578,6 +588,7 @@ class NativeDrive(Drive):
         exitcode: int | None = worker.exitcode
         self.workers.remove(worker)
         del self.members[member.pid]
+        was_up = worker.inq.shared.is_up
         worker.inq.let_go()
         if pool is not None:
             if self.engine.take_ended():
@@ -587,7 +598,7 @@ class NativeDrive(Drive):
         if not expected and exitcode not in (EX_OK, EX_RECYCLE):
             status = human_status(exitcode)
             error("Process %r pid:%r exited with %r", worker.name, member.pid, status)
-        if not (member.up or member.dismissed or expected):
+        if not (was_up or member.dismissed or expected):
             self._note_stillborn(member, exitcode)
         if member.lost is not None:
             self._lost(member, *member.lost, exitcode)
@@ -596,6 +607,7 @@ class NativeDrive(Drive):
         return exitcode
 
     def _note_stillborn(self, member: Member, exitcode: int | None) -> None:
+        self._look_who_is_ready()
         if member.unfit is None and exitcode in (-SIGKILL, -SIGTERM):
             # That says nothing of the next one.
             self._slain += 1

@@ -70,7 +70,6 @@ class Member:
         self.worker = worker
         self.pid: int = worker.pid
         self.index: int = worker.inq.index
-        self.up = False
         #: gets no more tasks
         self.retired = False
         #: has been told to exit

@@ -13,6 +13,7 @@ signal, which surfaces as SystemExit wherever the worker is: see :mod:`billiard.
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]  # the enums of `signal` are dear
 import errno
 import os
 import sys
@@ -27,7 +28,7 @@ from ..common import (
     _should_have_exited,
     clear_terminate_handler_fired,
     pickle_loads,
-    reset_signals,
+    take_over_signals,
     terminate_handler_fired,
 )
 from ..compat import get_errno, mem_rss, send_offset
@@ -47,7 +48,6 @@ from .constants import (
     SIG_SOFT_TIMEOUT,
     TASK,
     UNFIT,
-    UP,
 )
 from .lane import Lane
 from .log import debug, error, warning
@@ -185,7 +185,8 @@ class Worker:
 
         sys.exit = exit
         pid = os.getpid()
-        self._make_child_methods()
+        if not self._is_served():
+            self._make_child_methods()
         self._begin(pid)
         self.on_loop_start(pid=pid)
         try:
@@ -212,7 +213,7 @@ class Worker:
                     self.outq.put((UNFIT, (pid, wire.abridged(info, refused))))
             raise
         if announces:
-            self.outq.put((UP, (pid,)))
+            self.outq.announce()
 
     def after_fork(self) -> None:
         """Make this process a worker: signals, descriptors, the initializer."""
@@ -224,14 +225,12 @@ class Worker:
                 getattr(queue, end).close()
         if self.initializer is not None:
             self.initializer(*self.initargs)
-        import signal
-
         # After the initializer, which may have set handlers of its own.
-        reset_signals(full=self.sigprotection)
+        take_over_signals(full=self.sigprotection)
         if SIG_SOFT_TIMEOUT is not None:
-            signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
+            _signal.signal(SIG_SOFT_TIMEOUT, soft_timeout_sighandler)
         # Ctrl-C goes to the whole group; what becomes of the workers is the parent's decision.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        _signal.signal(_signal.SIGINT, _signal.SIG_IGN)
 
     def on_loop_start(self, pid: int) -> None:
         """Called once, before the first task. For subclasses."""
@@ -249,17 +248,15 @@ class Worker:
             exitcode = EX_FAILURE
         if self.on_exit is not None:
             self.on_exit(pid, exitcode)
-        import signal
-
         try:
             self._flush()
             # The parent answers DEATH with the terminating signal; arriving within the message
             # it would leave a lock of the queue taken.
-            mask = signal.pthread_sigmask(signal.SIG_BLOCK, {TERM_NUMBER})
+            mask = _signal.pthread_sigmask(_signal.SIG_BLOCK, {TERM_NUMBER})
             try:
                 self.outq.put((DEATH, (pid, exitcode)))
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
         finally:
             os._exit(exitcode & 0xFF)
 
@@ -287,7 +284,7 @@ class Worker:
         pid: int | None = None,
     ) -> int:
         """Run tasks until there is a reason to stop; returns the exit status."""
-        if isinstance(self.inq, Lane) and not self._receives_itself():
+        if self._is_served():
             return self._serve(debug)
         pid = pid or os.getpid()
         put, wait_for_job = self.outq.put, self.wait_for_job
@@ -328,17 +325,25 @@ class Worker:
         finally:
             self._ensure_messages_consumed(completed=completed)
 
-    def _receives_itself(self) -> bool:
-        """Whether a subclass has its own way to get tasks: then it is used."""
-        names = "_make_child_methods", "_make_protected_receive", "_make_recv_method"
-        return any(getattr(type(self), name) is not getattr(Worker, name) for name in names)
+    def _is_served(self) -> bool:
+        """Whether the loop is the native drive's: not if a subclass gets its tasks itself."""
+        cls = type(self)
+        return isinstance(self.inq, Lane) and (
+            cls is Worker
+            or (
+                cls._make_child_methods is Worker._make_child_methods
+                and cls._make_protected_receive is Worker._make_protected_receive
+                and cls._make_recv_method is Worker._make_recv_method
+            )
+        )
 
     def _serve(self, debug: Callable[..., object]) -> int:
         """The loop of a worker of a native drive."""
         limit = self.max_memory_per_child or 0
         plain = type(self).prepare_result is Worker.prepare_result
         prepare = None if plain else self.prepare_result
-        completed, is_above = self.inq.serve(
+        completed, is_above = self.inq.shared.serve(
+            wire,
             prepare,
             self.maxtasks or 0,
             partial(self._is_above, limit) if limit > 0 else None,
@@ -474,8 +479,8 @@ class Worker:
         return receive
 
 
-# A child that is not forked imports what its pickle names. For a plain worker that is not all of
-# the public module, and not what a shared value needs if nobody will read it.
+# A child that is not forked imports what its pickle names: for a plain worker not the whole of the
+# public module.
 
 
 def _new_worker(*arguments: Any) -> Worker:
@@ -483,10 +488,7 @@ def _new_worker(*arguments: Any) -> Worker:
 
 
 def _reduce_worker(worker: Worker) -> tuple[Any, ...]:
-    _, arguments, state = worker.__reduce__()
-    if getattr(worker.outq, "outlives_writer", False):
-        *arguments, _ = arguments
-    return _new_worker, tuple(arguments), state
+    return (_new_worker, *worker.__reduce__()[1:])
 
 
 ForkingPickler.register(Worker, _reduce_worker)

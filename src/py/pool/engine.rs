@@ -2,6 +2,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
 use parking_lot::Mutex;
@@ -21,6 +22,8 @@ use crate::pool::shared::NAMED;
 use crate::pool::state::{Cancelled, Gained, Mail};
 use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
+use crate::py::process::{Forked, Moment, fork_each};
+use crate::sys::cpu;
 use crate::sys::fork::Kept;
 
 /// The tasks and workers of one pool, and the thread that looks after them.
@@ -376,6 +379,32 @@ impl PoolEngine {
         let hub = self.hub()?;
         let index = hub.state().reserve();
         PoolLane::create(hub, index).inspect_err(|_| hub.state().release(index))
+    }
+
+    /// Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
+    ///
+    /// Before `begin`, workers that no CPU is free for wait for it: they would only take it from
+    /// this process, which nobody can give them a task before it is through with the start.
+    fn fork_workers(&self, py: Python<'_>, lanes: Vec<PyRef<'_, PoolLane>>) -> PyResult<Forked> {
+        let common = &self.hub()?.common;
+        let at_once = (cpu::usable() - 1).max(1);
+        fork_each(py, lanes.len(), |moment, number| match moment {
+            Moment::Before => lanes[number].admit(),
+            Moment::Parent => lanes[number].withhold(),
+            Moment::Child if number >= at_once => common.wait_to_begin(),
+            Moment::Child => {}
+        })
+    }
+
+    /// The pool has started: its workers, and all later ones, need not wait.
+    fn begin(&self) -> PyResult<()> {
+        self.hub()?.common.begin();
+        Ok(())
+    }
+
+    /// How many workers have become ready so far.
+    fn ready(&self) -> PyResult<u64> {
+        Ok(self.hub()?.common.ready().load(Ordering::Acquire))
     }
 
     /// No worker has been started with it.

@@ -20,6 +20,7 @@ use crate::pool::message::record;
 use crate::pool::shared::{Common, IN_EXTENT, Lane, SLOT, TaskHead, WANTS_ACK, WORKERS};
 use crate::pool::station::{Look, Station};
 use crate::py::block::{Deadline, block_on};
+use crate::py::codec;
 use crate::py::error::os_error;
 use crate::py::payload::{Outgoing, Source};
 use crate::sys::fork;
@@ -191,7 +192,7 @@ impl PoolLane {
         };
         let most = SMALL;
         let sent = calls::encode_outcome(wire, value, most, |encoded| match encoded {
-            Ok(_) if !station.finish(task) => Sent::Condemned,
+            Ok(_) if !self.is_done(task) => Sent::Condemned,
             Ok(bytes) if station.try_report(small, &[&number, bytes]) => Sent::Whole,
             Ok(bytes) => Sent::Waits(bytes.to_vec()),
             Err(packed) => Sent::Large(packed),
@@ -202,7 +203,7 @@ impl PoolLane {
             Sent::Waits(bytes) => self.report(py, small, &[&number, &bytes]),
             Sent::Large(packed) => {
                 let reference = self.write_extent(py, &packed)?;
-                if !station.finish(task) {
+                if !self.is_done(task) {
                     return self.wait_for_the_end(py);
                 }
                 let large = if success {
@@ -213,6 +214,15 @@ impl PoolLane {
                 self.report(py, large, &[&number, &reference.to_le_bytes()])
             }
         }
+    }
+
+    /// The outcome of a task is about to be reported; false if it has been decided otherwise.
+    fn is_done(&self, task: u64) -> bool {
+        let done = self.station().finish(task);
+        if done {
+            self.lane.done().fetch_add(1, Ordering::Relaxed);
+        }
+        done
     }
 
     fn write_extent(&self, py: Python<'_>, packed: &Outgoing) -> PyResult<u32> {
@@ -339,9 +349,20 @@ impl PoolLane {
         (self.index, common, lane, self.kick)
     }
 
-    /// Later forks do not get it: only the worker itself needs it.
-    fn withhold(&self) {
+    /// Forks get it: what comes next is the fork of the worker itself.
+    pub(super) fn admit(&self) {
+        self.lane.segment().admit();
+    }
+
+    /// Forks do not get it any more.
+    pub(super) fn withhold(&self) {
         self.lane.segment().withhold();
+    }
+
+    /// How many outcomes the worker has reported.
+    #[getter]
+    fn done(&self) -> u64 {
+        self.lane.done().load(Ordering::Relaxed)
     }
 
     /// Closes the descriptor of the worker's memory: in a forked child that is not the worker.
@@ -349,12 +370,32 @@ impl PoolLane {
         self.lane.segment().close();
     }
 
-    /// Sends a message that belongs to no task, pickled. ValueError if it is too long for the ring.
-    fn send(&self, py: Python<'_>, message: &Bound<'_, PyBytes>) -> PyResult<()> {
-        if !Station::fits(message.as_bytes().len()) {
-            return Err(PyValueError::new_err("a message of the worker is too long"));
+    /// In the worker: it is ready for tasks.
+    fn announce(&self) {
+        self.lane.up().store(1, Ordering::Release);
+        self.common.ready().fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether the worker has become ready.
+    #[getter]
+    fn is_up(&self) -> bool {
+        self.lane.up().load(Ordering::Acquire) != 0
+    }
+
+    /// Sends a message that belongs to no task. ValueError if it is too long for the ring.
+    fn send(&self, wire: Bound<'_, PyAny>, message: Bound<'_, PyAny>) -> PyResult<()> {
+        let send = |bytes: &[u8]| {
+            if Station::fits(bytes.len()) {
+                return self.report(wire.py(), record::OTHER, &[bytes]);
+            }
+            Err(PyValueError::new_err("a message of the worker is too long"))
+        };
+        let mut plain = Vec::new();
+        if codec::encode(&message, &mut plain) {
+            return send(&plain);
         }
-        self.report(py, record::OTHER, &[message.as_bytes()])
+        let pickled = wire.call_method1(intern!(wire.py(), "dumps"), (message,))?;
+        send(pickled.cast::<PyBytes>()?.as_bytes())
     }
 
     /// Runs tasks until there is a reason to stop. Returns how many, and whether it is the memory.
