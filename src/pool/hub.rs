@@ -27,7 +27,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use parking_lot::{Mutex, MutexGuard};
 
 use super::jobs::Owner;
 use super::shared::{COMMON_EXTENTS, COMMON_TABLE, Common};
@@ -37,6 +36,7 @@ use crate::ipc::extents::Pool as Extents;
 use crate::ipc::spin::Spinner;
 use crate::ipc::{claim, sleepers};
 use crate::sys::descriptor::Descriptor;
+use crate::sys::mutex::{Mutex, MutexGuard};
 use crate::sys::{clock, cpu, fork, futex, reactor};
 
 /// A nap of the leader while outcomes are plenty.

@@ -4,9 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use parking_lot::Mutex;
-
 use super::message::Outcome;
+use crate::sys::mutex::Mutex;
 
 /// Whose task it is.
 #[derive(Debug, Clone)]

@@ -2,7 +2,6 @@
 
 use std::os::fd::{OwnedFd, RawFd};
 
-use parking_lot::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
@@ -10,6 +9,7 @@ use super::block::{Deadline, block_on};
 use super::error::os_error;
 use super::process::{Child, fork_with_hooks};
 use crate::sys::io::into_raw;
+use crate::sys::mutex::Mutex;
 use crate::sys::template::{self, Template, packet_pair};
 
 /// The most descriptors that a request can carry for its child.

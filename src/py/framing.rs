@@ -4,7 +4,6 @@ use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use pyo3::exceptions::{PyEOFError, PyOSError};
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyInt};
@@ -17,6 +16,7 @@ use crate::ipc::frame::{Decoder, Header, next_room};
 use crate::ipc::spin::Spinner;
 use crate::sys::cpu::many_cpus;
 use crate::sys::io::{self, Source, Target};
+use crate::sys::mutex::Mutex;
 
 /// A message that has come in part.
 #[derive(Default)]

@@ -6,13 +6,13 @@
 
 use std::ffi::c_int;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
 use super::buffer::Room;
 use crate::sys::io::{Source, Target};
+use crate::sys::mutex::Mutex;
 
 /// Smaller messages are `bytes`: the allocator keeps memory of that size at hand by itself.
 pub const LEAST: usize = 64 << 10;

@@ -8,7 +8,6 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use pyo3::IntoPyObjectExt;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::ffi;
@@ -20,6 +19,7 @@ use super::error::{os_error, os_error_with_filename};
 use crate::sys::fork::pid;
 use crate::sys::io::{from_raw, into_raw};
 use crate::sys::lifeline::{end_for_children, hold_on};
+use crate::sys::mutex::Mutex;
 use crate::sys::poll::poll_one;
 use crate::sys::process::{self, ForkPlan, Sentinel, Started};
 use crate::sys::spare;

@@ -2,9 +2,11 @@
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
+
+use super::mutex::Mutex;
 
 /// Closed early, or with the last that uses it. Process-local. The mutex is held for an instant; a
 /// forked child has a copy, which it may [close](Self::close) and not use.
@@ -35,8 +37,12 @@ impl Descriptor {
     /// Closes it when nobody uses it any more.
     pub fn close(&self) {
         // A thread that a forked child does not have may have the lock: then it stays open there.
-        if let Some(mut open) = self.open.try_lock_for(std::time::Duration::from_millis(10)) {
-            open.take();
+        for _ in 0..10 {
+            if let Some(mut open) = self.open.try_lock() {
+                open.take();
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod io;
 pub mod life;
 pub mod lifeline;
 pub mod memory;
+pub mod mutex;
 pub mod pidfd;
 pub mod poll;
 pub mod posix_semaphore;

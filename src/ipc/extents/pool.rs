@@ -3,13 +3,12 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
-
 use super::room::{Room, Spot};
 use super::{Table, reference, word};
 use crate::sys::fork;
 use crate::sys::io::Source;
 use crate::sys::memory::system_memory;
+use crate::sys::mutex::Mutex;
 use crate::sys::segment::Segment;
 
 /// How many bytes of extents there may be.

@@ -6,7 +6,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
 
 use super::word::{self, Held, SENDER};
 use super::{CHUNK, LARGE, Table};
@@ -14,6 +13,7 @@ use crate::ipc::arena::Moment;
 use crate::sys::fork;
 use crate::sys::io;
 use crate::sys::memory::system_memory;
+use crate::sys::mutex::Mutex;
 use crate::sys::segment::{Map, PAGE, Segment};
 
 /// Mappings for reading that are kept: their page tables are made, which is most of the cost.

@@ -3,7 +3,6 @@
 
 use std::sync::OnceLock;
 
-use parking_lot::Mutex;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::exceptions::PyKeyError;
 use pyo3::intern;
@@ -15,6 +14,7 @@ use crate::ipc::extents::{Extent, Pool};
 use crate::py::buffer;
 use crate::py::error::os_error;
 use crate::sys::io::{Source, vec_with_room};
+use crate::sys::mutex::Mutex;
 
 /// Shorter pieces are put together before they are written.
 const PIECE: usize = 16 << 10;

@@ -13,7 +13,6 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::PyException;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -25,6 +24,7 @@ use crate::pool::shared::{NAMED, TaskHead};
 use crate::py::codec;
 use crate::py::error::os_error;
 use crate::py::payload::{self, Outgoing, Source};
+use crate::sys::mutex::Mutex;
 
 thread_local! {
     /// Where messages are put together. Process-local; whoever uses it runs no Python code

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -25,6 +24,7 @@ use crate::py::error::os_error;
 use crate::py::process::{Forked, Moment, fork_each};
 use crate::sys::cpu;
 use crate::sys::fork::Kept;
+use crate::sys::mutex::Mutex;
 
 /// The tasks and workers of one pool, and the thread that looks after them.
 ///

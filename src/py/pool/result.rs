@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::{PyAttributeError, PyValueError};
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::intern;
@@ -14,6 +13,7 @@ use super::engine::PoolEngine;
 use crate::pool::jobs::Cell;
 use crate::py::block::Deadline;
 use crate::sys::fork::Kept;
+use crate::sys::mutex::Mutex;
 
 /// The result of :meth:`Pool.apply_async`. Made by the pool; a `billiard.pool.ApplyResult`.
 ///

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::PyStopIteration;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -15,6 +14,7 @@ use crate::pool::jobs::{Next, Sequence};
 use crate::pool::message::Outcome;
 use crate::py::block::Deadline;
 use crate::sys::fork::Kept;
+use crate::sys::mutex::Mutex;
 
 /// The results of :meth:`Pool.imap`, in the order of the tasks, or of
 /// :meth:`Pool.imap_unordered`, as they arrive. Made by the pool.

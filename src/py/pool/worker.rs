@@ -6,7 +6,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
 use pyo3::exceptions::{
     PyException, PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyValueError,
 };
@@ -24,6 +23,7 @@ use crate::py::codec;
 use crate::py::error::os_error;
 use crate::py::payload::{Outgoing, Source};
 use crate::sys::fork;
+use crate::sys::mutex::Mutex;
 
 /// Extents of arguments that a worker may hold on to (views of arrays that outlive their task).
 /// What comes then is copied: the pool has so many for all workers.

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use parking_lot::Mutex;
 use pyo3::exceptions::PyOSError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
@@ -22,6 +21,7 @@ use crate::py::error::os_error;
 use crate::sys::cpu::many_cpus;
 use crate::sys::fork;
 use crate::sys::io::Target;
+use crate::sys::mutex::Mutex;
 
 pyo3::import_exception!(queue, Empty);
 
