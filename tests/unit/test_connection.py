@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from scripts import interpreters
 
 import billiard
 from billiard import _core, connection, resource_sharer
@@ -828,15 +829,7 @@ except Exception as exc:
 
 
 def other_pythons() -> list[str]:
-    found = {sys.executable: sys.version_info[:2]}
-    for python in sorted(os.listdir(root) if os.path.isdir(root := PYENV) else ()):
-        path = f"{root}/{python}/bin/python3"
-        if os.path.exists(path):
-            found[path] = python
-    return list(found)
-
-
-PYENV = os.path.expanduser("~/.pyenv/versions")
+    return [sys.executable, *interpreters().values()]
 
 
 @contextlib.contextmanager

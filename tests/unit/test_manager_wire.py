@@ -6,15 +6,14 @@ The peers are interpreters that have no billiard: what we send must be readable 
 from __future__ import annotations
 
 import gc
-import os
 import queue
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
+from scripts import interpreters
 
 from billiard import _manager_wire
 from billiard.exceptions import AuthenticationError
@@ -22,18 +21,10 @@ from billiard.managers import DictProxy, ListProxy, RemoteError, SyncManager, To
 
 
 def cpythons() -> list[str]:
-    """One interpreter of each version there is, 3.11 and newer."""
-    found: dict[str, str] = {}
-    base = getattr(sys, "_base_executable", sys.executable)
-    bins = Path.home().glob(".pyenv/versions/3.*/bin/python")
-    for path in [base, *sorted(map(str, bins)), *(f"/usr/bin/python3.{n}" for n in range(11, 20))]:
-        if os.path.exists(path):
-            code = "import sys, _multiprocessing; print('%d.%d' % sys.version_info[:2])"
-            done = subprocess.run([path, "-I", "-c", code], capture_output=True, text=True)
-            version = done.stdout.strip()
-            if version and tuple(map(int, version.split("."))) >= (3, 11):
-                found.setdefault(version, path)
-    return list(found.values())
+    """One interpreter of each version there is, 3.11 and newer; of ours, the one that runs us."""
+    ours = {sys.version_info[:2]: getattr(sys, "_base_executable", sys.executable)}
+    found = interpreters() | ours
+    return [found[version] for version in sorted(found) if version >= (3, 11)]
 
 
 SHARED = """
