@@ -361,6 +361,18 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_waits_for_the_pool_to_begin_but_not_for_ever() {
+        let common = Common::create().unwrap();
+        common.wait_to_begin(); // nobody begins
+        let waited = std::thread::scope(|scope| {
+            let worker = scope.spawn(|| common.wait_to_begin());
+            common.begin();
+            worker.join().is_ok()
+        });
+        assert!(waited);
+    }
+
+    #[test]
     fn lengths_that_cannot_be_are_not_believed() {
         let common = Common::create().unwrap();
         let head = TaskHead {
