@@ -127,11 +127,19 @@ def maybe_setsignal(signum: int, handler: SignalHandler) -> None:
         pass
 
 
+def _set_signal(signum: int, handler: SignalHandler) -> None:
+    """:func:`maybe_setsignal` without the enums of `signal`, which take long to import."""
+    try:  # noqa: SIM105  (contextlib is dear to import)
+        _signal.signal(signum, handler)
+    except (OSError, ValueError):
+        pass
+
+
 def _shutdown_cleanup(signum: int, frame: FrameType | None) -> None:
     """Exit by ``SystemExit``, so that ``finally`` blocks run; at once when asked again."""
     if _should_have_exited[0]:
         os._exit(EX_SOFTWARE)
-    maybe_setsignal(signum, _signal.SIG_DFL)
+    _set_signal(signum, _signal.SIG_DFL)
     _should_have_exited[0] = True
     # The low byte, which is all that a parent sees, is the number of the signal.
     sys.exit(signum - 256)
@@ -169,18 +177,15 @@ def reset_signals(handler: SignalHandler = _shutdown_cleanup, full: bool = False
 
 def take_over_signals(full: bool) -> None:
     """:func:`reset_signals` for a new worker: in one go, and without the enums of `signal`."""
-    handler_of, set_handler, ignored = _signal.getsignal, _signal.signal, _signal.SIG_IGN
+    handler_of, ignored = _signal.getsignal, _signal.SIG_IGN
     for name in TERMSIGS_FULL if full else TERMSIGS_DEFAULT:
         number = getattr(_signal, name, None)
         if number is None:
             continue
         if name in TERMSIGS_FORCE or handler_of(number) not in (None, ignored):
-            try:  # noqa: SIM105  (contextlib is dear to import)
-                set_handler(number, _shutdown_cleanup)
-            except (OSError, ValueError):
-                pass  # not the main thread
+            _set_signal(number, _shutdown_cleanup)
     for name in TERMSIGS_IGNORE:
-        maybe_setsignal(getattr(_signal, name), ignored)
+        _set_signal(getattr(_signal, name), ignored)
 
 
 class restart_state:
