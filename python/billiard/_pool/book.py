@@ -31,8 +31,8 @@ from .constants import (
     TERMINATE,
 )
 from .drive import Drive, PassiveDrive, terminate_passively
+from .failures import captured
 from .log import debug
-from .results import captured
 from .semaphore import LaxBoundedSemaphore
 from .submit import Submitting
 

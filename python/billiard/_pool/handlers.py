@@ -37,8 +37,8 @@ from .constants import (
     SIGTERM,
     TERMINATE,
 )
+from .failures import captured
 from .log import debug, error
-from .results import captured
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -52,6 +52,7 @@ from .constants import (
     UNFIT,
 )
 from .drive import Drive
+from .failures import captured
 from .handlers import Refused, end_worker
 from .lane import Lane, ReadyCounter
 from .log import debug, error
@@ -65,7 +66,7 @@ from .parts import (
     Side,
     wait_for_imports,
 )
-from .results import ApplyResult, captured
+from .results import ApplyResult
 from .submissions import Submissions
 
 TYPE_CHECKING = False

@@ -21,9 +21,10 @@ from abc import ABCMeta
 
 from .. import exceptions
 from .._core import PoolResult, PoolSequence
-from ..einfo import ExceptionInfo, ExceptionWithTraceback
+from ..einfo import ExceptionInfo
 from ..exceptions import Terminated
 from .constants import ACK, LOST_WORKER_TIMEOUT, NACK, job_counter
+from .failures import captured, task_error
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,25 +40,6 @@ def _new_lock() -> Any:
     """A lock of the kind that ``billiard.pool.Lock`` names: Celery puts a dummy there."""
     module = sys.modules.get("billiard.pool")
     return getattr(module, "Lock", threading.Lock)()
-
-
-def task_error(info: ExceptionInfo) -> BaseException:
-    """The exception that a caller gets for a failure: the task's own, never the wrapper."""
-    exc = info.exception
-    if isinstance(exc, ExceptionWithTraceback) and exc.exc is not None:
-        exc = exc.exc
-    return exc  # type: ignore[no-any-return]
-
-
-def captured(exc: BaseException) -> ExceptionInfo:
-    """An exception that is made here, not caught, as what callbacks and callers expect."""
-    try:
-        raise exc
-    except type(exc):
-        return ExceptionInfo()
-    finally:
-        # It would keep the frames of whoever has called this, and what they know.
-        exc.__traceback__ = None
 
 
 class Flag:

@@ -21,7 +21,7 @@ from ..exceptions import Terminated
 from .book import Pool
 from .constants import ACK, DEATH, READY, RUN
 from .drive import Drive
-from .results import captured
+from .failures import captured
 from .submissions import Submissions
 
 TYPE_CHECKING = False

@@ -15,8 +15,8 @@ from ..einfo import ExceptionInfo, RemoteTraceback
 from ..exceptions import SoftTimeLimitExceeded, Terminated
 from ..reduction import ForkingPickler
 from .constants import STRANGE, TASK, job_counter
+from .failures import captured, task_error  # noqa: F401  (for the Rust part)
 from .log import error
-from .results import captured, task_error  # noqa: F401  (for the Rust part)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
