@@ -732,14 +732,14 @@ class PoolEngine:
     def fork_workers(self, lanes: list[PoolLane]) -> list[Child | OSError] | int:
         """Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
 
-        Before `begin`, workers that no CPU is free for wait for it.
+        Of the first ones, those that no CPU is free for begin a moment after `start`.
         """
 
     def ready(self) -> int:
         """How many workers have become ready so far."""
 
     def begin(self) -> None:
-        """The pool has started: its workers, and all later ones, need not wait."""
+        """Lets all workers begin."""
 
     def forgo(self, lane: PoolLane) -> None:
         """No worker has been started with it."""

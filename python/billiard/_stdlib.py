@@ -50,7 +50,8 @@ def install() -> None:
 
 
 def _register() -> None:
-    if not _bridge.registered:
+    # Called before every fork: as little as can be, for it is to be copied afterwards.
+    if "multiprocessing.util" in sys.modules and not _bridge.registered:
         theirs = _loaded()
         if theirs is not None:
             _bridge.registered = True

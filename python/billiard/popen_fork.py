@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 
@@ -125,6 +126,10 @@ def _fork_children(process_objs: Sequence[BaseProcess], fork: Fork) -> list[_cor
         sys.audit("os.fork")
     process._make_no_input()
     _standin.prepared(process.current_process)
+    if gc.isenabled() and gc.get_count()[0] > gc.get_threshold()[0] // 2:
+        # Soon due on both sides of the fork, and then for many times the price: it writes to all
+        # young objects, whose pages would have to be copied first.
+        gc.collect(0)
     forked = fork(many)
     if not isinstance(forked, int):
         return forked

@@ -15,6 +15,9 @@ use crate::sys::reactor::{self, Reactor};
 
 /// How long it looks away while outcomes are plenty and nobody waits for them.
 const NAP: Duration = Duration::from_micros(200);
+/// How long the first workers that no CPU is free for stay out of the way of the pool's making and
+/// of its first task.
+const HEAD_START: Duration = Duration::from_millis(3);
 /// The token of the eventfd; others are indexes of workers.
 const KICK: u64 = u64::MAX;
 
@@ -28,6 +31,7 @@ pub fn start(hub: Arc<Hub>) -> nix::Result<JoinHandle<()>> {
         kick,
         reactor,
         watched: HashMap::new(),
+        begin_at: Some(Hub::now() + HEAD_START),
     };
     std::thread::Builder::new()
         .name("billiard-pool".into())
@@ -45,6 +49,8 @@ struct Engine {
     reactor: Arc<Reactor>,
     /// Copies of the sentinels that are watched, by the index of the worker.
     watched: HashMap<usize, OwnedFd>,
+    /// When to let the last of the first workers begin; `None`: they have.
+    begin_at: Option<Duration>,
 }
 
 impl Engine {
@@ -59,6 +65,10 @@ impl Engine {
                 }
             }
             self.watch_new();
+            if self.begin_at.is_some_and(|at| at <= Hub::now()) {
+                self.begin_at = None;
+                self.hub.common.begin();
+            }
             if self.hub.state().tick(Hub::now()) {
                 self.hub.announce_mail();
             }
@@ -73,7 +83,8 @@ impl Engine {
     }
 
     fn patience(&self) -> Option<Duration> {
-        let due = self.hub.state().next_timer()?;
+        let timer = self.hub.state().next_timer();
+        let due = self.begin_at.into_iter().chain(timer).min()?;
         Some(due.saturating_sub(Hub::now()))
     }
 

@@ -14,7 +14,7 @@
 //! | head, words of the ring | `ipc/claim.rs` | |
 //! | beds made | the pool: no worker has an index above | who looks for sleepers |
 //! | exit | the pool, once: no task will come any more | idle workers |
-//! | begun | the pool, once: its first workers have been made | those of them that wait for it |
+//! | begun | the engine, once, soon after the first workers have been made | those of them that wait for it |
 //! | ready | workers: how many of them have become ready | the pool, when one has ended |
 //! | who sleeps, beds | `ipc/sleepers.rs` | |
 //! | lease | `ipc/lease.rs` | |
@@ -124,8 +124,8 @@ impl Common {
         self.segment.head().u64(EXIT)
     }
 
-    /// In a worker: waits until the pool has made all that it begins with. Not for long: that is
-    /// to leave the CPUs to others, and the pool may have died.
+    /// In a worker: leaves the CPUs to others until the pool has been made. Not for long: it may
+    /// have died.
     pub fn wait_to_begin(&self) {
         let begun = self.segment.head().u64(BEGUN);
         while begun.load(Ordering::Acquire) == 0 {

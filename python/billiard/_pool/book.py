@@ -175,6 +175,7 @@ class Pool(Submitting):
         self._causes = Causes()
         self._drive = self._make_drive()
         self._setup_queues()
+        self._direct = self._can_be_direct()
         self._state = RUN
         try:
             # Before the forks: after one, what is touched has to be copied first.
@@ -185,7 +186,6 @@ class Pool(Submitting):
             self._abort()
             raise
         self._terminate = Finalize(self, self._drive.finalizer(), exitpriority=15)
-        self._direct = self._can_be_direct()
 
     def _make_drive(self) -> Drive:
         if not self.threads:

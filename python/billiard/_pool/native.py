@@ -166,7 +166,6 @@ class NativeDrive(Drive):
         self.engine.start()
         for handler in (results, supervisor, tasks):
             handler.start()
-        self.engine.begin()
 
     def _crashed(self, exc: BaseException) -> None:
         """A thread of ours has failed: that must not happen, and nobody shall wait for it."""

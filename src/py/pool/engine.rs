@@ -383,8 +383,8 @@ impl PoolEngine {
 
     /// Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
     ///
-    /// Before `begin`, workers that no CPU is free for wait for it: they would only take it from
-    /// this process, which nobody can give them a task before it is through with the start.
+    /// Of the first ones, those that no CPU is free for are let begin by the engine, soon after
+    /// `start`: they would only take it from this process, and from the worker of the first task.
     fn fork_workers(&self, py: Python<'_>, lanes: Vec<PyRef<'_, PoolLane>>) -> PyResult<Forked> {
         let common = &self.hub()?.common;
         let at_once = (cpu::usable() - 1).max(1);
@@ -396,7 +396,7 @@ impl PoolEngine {
         })
     }
 
-    /// The pool has started: its workers, and all later ones, need not wait.
+    /// Lets all workers begin.
     fn begin(&self) -> PyResult<()> {
         self.hub()?.common.begin();
         Ok(())
