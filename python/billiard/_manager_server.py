@@ -41,8 +41,11 @@ _OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def all_methods(obj: object) -> list[str]:
-    """The names of the callable attributes of `obj`."""
-    return [name for name in dir(obj) if callable(getattr(obj, name))]
+    """The names of the callable attributes of `obj`.
+
+    `dir()` may know an attribute that is not there yet, such as the outcome of an unfinished job.
+    """
+    return [name for name in dir(obj) if callable(getattr(obj, name, None))]
 
 
 def public_methods(obj: object) -> list[str]:

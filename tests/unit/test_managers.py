@@ -409,6 +409,22 @@ def test_pool_of_a_manager(manager: Manager) -> None:
     del pool
 
 
+def waits_for(event: Any) -> bool:
+    return bool(event.wait(30))
+
+
+def test_unfinished_job_of_a_managed_pool(manager: Manager) -> None:
+    event = manager.Event()
+    with manager.Pool(1) as pool:
+        result = pool.apply_async(waits_for, (event,))
+        with pytest.raises(billiard.TimeoutError):
+            result.get(0)
+        event.set()
+        assert result.get(30)
+        del result
+    del pool
+
+
 def test_custom_types(manager: Manager) -> None:
     counter = manager.Counter(5)
     assert counter.add(2) == 7
