@@ -284,6 +284,15 @@ def test_a_pool_of_threads_does_what_a_pool_does(threads: Any) -> None:
     assert not threads._cache
 
 
+def test_an_error_in_a_thread_is_told_without_its_wrapper(threads: Any) -> None:
+    told: list[Any] = []
+    threads.apply_async(fail, (1,), error_callback=told.append)
+    eventually(lambda: len(told) == 1)
+    assert told[0].type is LookupError
+    assert isinstance(told[0].exception, LookupError)
+    assert "in fail" in told[0].traceback
+
+
 def test_threads_share_objects(threads: Any) -> None:
     lock = threading.Lock()
     assert threads.apply(lambda x: x, (lock,)) is lock

@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from typing import Any
 
 
+def _caught() -> ExceptionInfo:
+    """The exception being handled, as it would be had it come from another process: unwrapped."""
+    info = ExceptionInfo()
+    info.exception = info.exception.exc
+    return info
+
+
 class ThreadPoolDrive(Drive):
     """Two queues and the threads between them. Process-local."""
 
@@ -96,7 +103,7 @@ class ThreadPoolDrive(Drive):
             if initializer is not None:
                 initializer(*initargs)
         except BaseException:
-            self.broken = ExceptionInfo()
+            self.broken = _caught()
         while (message := self.tasks.get()) is not None:
             _, (job, i, func, args, kwargs) = message
             del message
@@ -107,7 +114,7 @@ class ThreadPoolDrive(Drive):
             try:
                 outcome = (True, func(*args, **kwargs)) if not self.broken else (False, self.broken)
             except BaseException:
-                outcome = (False, ExceptionInfo())
+                outcome = (False, _caught())
             self.busy.discard(worker)
             put((READY, (job, i, outcome, None)))
             del func, args, kwargs, outcome
