@@ -12,6 +12,9 @@ multiprocessing's registries. Here each has its own, and in every child both are
  either, spawn         nothing is inherited             both through atexit
 ```
 
+Objects of theirs can be given to children that billiard starts with `spawn` and `forkserver`, too:
+`concurrent.futures.ProcessPoolExecutor` has a queue of theirs, whatever its context is.
+
 multiprocessing is never imported from here. Whether the program has it is looked at when billiard
 is imported and before every fork.
 """
@@ -78,6 +81,44 @@ def _in_their_child(_: _Bridge) -> None:
     util._finalizer_registry.clear()
     util._run_own_after_forkers()
     _end_with_theirs(_loaded())
+
+
+def set_spawning_popen(popen: Any) -> None:
+    """A child that billiard starts is being described, or (None) is not any more.
+
+    Their objects ask their own context whether they may be pickled and where descriptors go.
+    """
+    context: Any = sys.modules.get("multiprocessing.context")
+    if hasattr(context, "set_spawning_popen"):
+        context.set_spawning_popen(popen)
+
+
+def reducers(ours: dict[type, Any]) -> dict[type, Any]:
+    """How their objects are pickled into a child that is being started, where `ours` does not say.
+
+    Of a ctypes type there may be objects in either package's shared memory, and plain ones.
+    """
+    pickler = getattr(sys.modules.get("multiprocessing.reduction"), "ForkingPickler", None)
+    found: dict[type, Any] = {}
+    for cls, reduce in getattr(pickler, "_extra_reducers", {}).items():
+        if getattr(reduce, "__module__", "") == "multiprocessing.sharedctypes":
+            found[cls] = _ByWrapper(reduce, ours.get(cls))
+        elif cls not in ours:
+            found[cls] = reduce
+    return found
+
+
+class _ByWrapper:
+    """Pickles a ctypes object in the way of the package whose memory it is in."""
+
+    def __init__(self, theirs: Any, ours: Any) -> None:
+        self._theirs, self._ours = theirs, ours
+
+    def __call__(self, obj: Any) -> Any:
+        wrapper = getattr(obj, "_wrapper", None)
+        if type(wrapper).__module__ == "multiprocessing.heap":
+            return self._theirs(obj)
+        return obj.__reduce_ex__(2) if self._ours is None else self._ours(obj)
 
 
 def after_fork() -> None:

@@ -69,7 +69,12 @@ class ForkingPickler(Pickler):
         # Importing socket here would make everybody pay for it; who has a socket has paid.
         if "socket" in sys.modules:
             _register_socket()
-        return cls._copyreg_dispatch_table | cls._extra_reducers
+        table = cls._copyreg_dispatch_table | cls._extra_reducers
+        if context.get_spawning_popen() is not None:
+            from . import _stdlib
+
+            table |= _stdlib.reducers(cls._extra_reducers)
+        return table
 
     @classmethod
     def register(cls, type: type, reduce: Callable[[Any], Any]) -> None:

@@ -249,10 +249,11 @@ def _message(
     popen: popen_spawn_posix.Popen | popen_forkserver.Popen, process_obj: process.BaseProcess
 ) -> bytes:
     """What `popen`'s child is to read. Fills in `popen._fds` on the way."""
-    from . import context, reduction
+    from . import _stdlib, context, reduction
 
     data = get_preparation_data(process_obj._name)
     context.set_spawning_popen(popen)
+    _stdlib.set_spawning_popen(popen)
     try:
         process_part = reduction.ForkingPickler.dumps(process_obj)
         data["trackers"] = {
@@ -267,6 +268,7 @@ def _message(
         return b"".join((reduction.ForkingPickler.dumps(data), process_part))
     finally:
         context.set_spawning_popen(None)
+        _stdlib.set_spawning_popen(None)
 
 
 def _tracker_fd(name: str) -> int | None:

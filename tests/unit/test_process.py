@@ -685,6 +685,56 @@ def test_programs_that_do_not_use_multiprocessing_do_not_import_it(tmp_path: Pat
     assert run_file(tmp_path, source).stderr.splitlines() == expected
 
 
+@pytest.mark.parametrize("method", billiard.get_all_start_methods())
+def test_the_standard_library_s_executor_runs_on_our_processes(tmp_path: Path, method: str) -> None:
+    source = f"""
+        import os, billiard
+        from concurrent.futures import ProcessPoolExecutor
+        def initialize(value):
+            global known
+            known = value
+        def answer(number):
+            return number + known, os.getppid(), type(billiard.current_process()).__module__
+        if __name__ == "__main__":
+            ctx = billiard.get_context("{method}")
+            with ProcessPoolExecutor(2, ctx, initialize, (10,)) as executor:
+                answers = list(executor.map(answer, range(20)))
+            assert [number for number, *_ in answers] == list(range(10, 30))
+            print({{module for *_, module in answers}})
+    """
+    done = run_file(tmp_path, source)
+    assert (done.stdout, done.stderr) == ("{'billiard.context'}\n", "")
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_objects_of_multiprocessing_can_be_given_to_our_children(
+    tmp_path: Path, method: str
+) -> None:
+    source = f"""
+        import ctypes, billiard, multiprocessing
+        def change(queue, lock, end, theirs, ours, plain):
+            with lock:
+                theirs.value += 1
+                ours.value += 1
+                plain.value += 1
+            end.send(plain.value)
+            queue.put(theirs.value)
+        if __name__ == "__main__":
+            ctx = multiprocessing.get_context("{method}")
+            queue, lock, theirs = ctx.Queue(), ctx.Lock(), ctx.Value("i", 1)
+            near, far = ctx.Pipe()
+            ours, plain = billiard.Value("i", 5), ctypes.c_int(7)
+            process = billiard.get_context("{method}").Process(
+                target=change, args=(queue, lock, far, theirs, ours, plain)
+            )
+            process.start()
+            print(queue.get(timeout=30), near.recv(), theirs.value, ours.value, plain.value)
+            process.join()
+    """
+    done = run_file(tmp_path, source)
+    assert (done.stdout, done.stderr) == ("2 8 2 6 7\n", "")
+
+
 # ---- keys ----
 
 
