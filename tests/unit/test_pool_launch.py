@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
 import threading
 import time
@@ -188,3 +189,31 @@ def test_a_worker_imports_less_than_its_pool(tmp_path: Path) -> None:
     assert "billiard._pool.worker" in found
     dear = {"billiard.pool", "billiard.popen_spawn_posix", "billiard.sharedctypes", "ctypes"}
     assert dear.isdisjoint(found)
+
+
+def test_workers_are_replaced_once_whoever_asks_for_it() -> None:
+    made: list[int] = []
+    making, go = threading.Event(), threading.Event()
+
+    class Slow(pool_module.Pool):
+        def _create_worker_process(self, i: int) -> Any:
+            made.append(i)
+            if len(made) > 2:
+                making.set()
+                assert go.wait(60)
+            return super()._create_worker_process(i)
+
+    pool = Slow(2, context=billiard.get_context("fork"))
+    try:
+        os.kill(pool._pool[1].pid, signal.SIGKILL)
+        assert making.wait(60)  # the supervisor is at it
+        also = threading.Thread(target=pool._repopulate_pool)
+        also.start()
+        also.join(0.1)
+        go.set()
+        also.join(60)
+        assert made == [0, 1, 1]
+        assert len(pool._pool) == 2
+    finally:
+        pool.terminate()
+        pool.join()

@@ -459,6 +459,11 @@ class Pool(Submitting):
 
     def _repopulate_pool(self, exitcodes: Sequence[int | None] = ()) -> None:
         """Start workers until there are as many as there should be."""
+        # Whoever calls it, the supervisor may be at the same.
+        with self._drive.maintenance:
+            self._fill_up(exitcodes)
+
+    def _fill_up(self, exitcodes: Sequence[int | None]) -> None:
         if self._maxtasksperchild and EX_RECYCLE in exitcodes:
             self._keep_spares()
         free, wanted = self._avail_indices(), []
