@@ -40,9 +40,16 @@ class _Bridge:
 _bridge = _Bridge()
 
 
+def _theirs(name: str) -> Any:
+    """Their module of that name, if the program has it. Some put billiard's in its place."""
+    name = f"multiprocessing.{name}"
+    module = sys.modules.get(name)
+    return module if getattr(module, "__name__", None) == name else None
+
+
 def _loaded() -> Any:
     """`multiprocessing.util`, if the program has imported it completely."""
-    module = sys.modules.get("multiprocessing.util")
+    module = _theirs("util")
     return module if hasattr(module, "ForkAwareLocal") else None
 
 
@@ -88,7 +95,7 @@ def set_spawning_popen(popen: Any) -> None:
 
     Their objects ask their own context whether they may be pickled and where descriptors go.
     """
-    context: Any = sys.modules.get("multiprocessing.context")
+    context = _theirs("context")
     if hasattr(context, "set_spawning_popen"):
         context.set_spawning_popen(popen)
 
@@ -98,7 +105,7 @@ def reducers(ours: dict[type, Any]) -> dict[type, Any]:
 
     Of a ctypes type there may be objects in either package's shared memory, and plain ones.
     """
-    pickler = getattr(sys.modules.get("multiprocessing.reduction"), "ForkingPickler", None)
+    pickler = getattr(_theirs("reduction"), "ForkingPickler", None)
     found: dict[type, Any] = {}
     for cls, reduce in getattr(pickler, "_extra_reducers", {}).items():
         if getattr(reduce, "__module__", "") == "multiprocessing.sharedctypes":

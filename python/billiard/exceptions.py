@@ -30,6 +30,8 @@ def late_names(module: str) -> Callable[[str], type[Exception]]:
         if name in _SHARED:
             import multiprocessing
 
+            if multiprocessing.__name__ != "multiprocessing":
+                return _stand_in_for(name)
             found: type[Exception] = getattr(multiprocessing, name)
             return found
         if name == "OwnerDiedError" and module == __name__:
@@ -37,6 +39,17 @@ def late_names(module: str) -> Callable[[str], type[Exception]]:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
 
     return __getattr__
+
+
+#: the four of a program that has put billiard in multiprocessing's place
+_stand_ins: dict[str, type[Exception]] = {}
+
+
+def _stand_in_for(name: str) -> type[Exception]:
+    if name not in _stand_ins:
+        base = Exception if name == "ProcessError" else _stand_in_for("ProcessError")
+        _stand_ins.setdefault(name, type(name, (base,), {"__module__": __name__}))
+    return _stand_ins[name]
 
 
 def _owner_died_error() -> type[Exception]:

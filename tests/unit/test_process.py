@@ -735,6 +735,35 @@ def test_objects_of_multiprocessing_can_be_given_to_our_children(
     assert (done.stdout, done.stderr) == ("2 8 2 6 7\n", "")
 
 
+@pytest.mark.parametrize("method", billiard.get_all_start_methods())
+def test_programs_may_put_billiard_in_multiprocessing_s_place(tmp_path: Path, method: str) -> None:
+    source = f"""
+        import sys, billiard, billiard.pool, billiard.sharedctypes, billiard.util
+        for name, module in list(sys.modules.items()):
+            package, _, rest = name.partition(".")
+            if package == "billiard":
+                sys.modules["multiprocessing" + name[len(package):]] = module
+        import multiprocessing
+        from multiprocessing import util
+        def target(end, value):
+            util.Finalize(None, end.send, args=("finalized",), exitpriority=1)
+            end.send(value.value)
+        if __name__ == "__main__":
+            ctx = multiprocessing.get_context("{method}")
+            here, there = ctx.Pipe()
+            process = ctx.Process(target=target, args=(there, ctx.Value("i", 3)))
+            process.start()
+            process.join()
+            print(process.exitcode, here.recv(), here.recv())
+            with ctx.Pool(1) as pool:
+                print(pool.map(abs, [-1]))
+            pool.join()
+            print(issubclass(multiprocessing.TimeoutError, billiard.exceptions.ProcessError))
+    """
+    done = run_file(tmp_path, source)
+    assert (done.stdout, done.stderr) == ("0 3 finalized\n[1]\nTrue\n", "")
+
+
 # ---- keys ----
 
 
