@@ -732,7 +732,8 @@ class PoolEngine:
     def fork_workers(self, lanes: list[PoolLane]) -> list[Child | OSError] | int:
         """Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
 
-        Of the first ones, those that no CPU is free for begin a moment after `start`.
+        Of the first ones, those that no CPU is free for begin with the second task, or a moment
+        after `start`.
         """
 
     def ready(self) -> int:

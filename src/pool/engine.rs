@@ -15,9 +15,9 @@ use crate::sys::reactor::{self, Reactor};
 
 /// How long it looks away while outcomes are plenty and nobody waits for them.
 const NAP: Duration = Duration::from_micros(200);
-/// How long the first workers that no CPU is free for stay out of the way of the pool's making and
-/// of its first task.
-const HEAD_START: Duration = Duration::from_millis(3);
+/// How long the first workers that no CPU is free for stay out of the way of the pool's making, if
+/// there is not more than one task before.
+const HEAD_START: Duration = Duration::from_millis(10);
 /// The token of the eventfd; others are indexes of workers.
 const KICK: u64 = u64::MAX;
 

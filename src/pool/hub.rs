@@ -179,6 +179,7 @@ impl Hub {
 
     /// Wakes every worker that sleeps: something other than a task has come up.
     pub fn wake_all_workers(&self) {
+        self.common.begin();
         while let Some(worker) = sleepers::take(&self.common) {
             futex::wake(sleepers::Beds::word(&self.common, worker), 1);
         }
@@ -361,6 +362,8 @@ impl Hub {
     /// Hands out nothing more: tasks that no worker has claimed are given back.
     pub fn terminate(&self) -> Vec<Owner> {
         self.refuse();
+        // One that has still to begin would not hear of its end.
+        self.common.begin();
         let mut state = self.state();
         state.terminated = true;
         state.withdraw_all()

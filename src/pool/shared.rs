@@ -14,7 +14,7 @@
 //! | head, words of the ring | `ipc/claim.rs` | |
 //! | beds made | the pool: no worker has an index above | who looks for sleepers |
 //! | exit | the pool, once: no task will come any more | idle workers |
-//! | begun | the engine, once, soon after the first workers have been made | those of them that wait for it |
+//! | begun | the pool, once: all of its first workers are to begin | those of them that no CPU was free for |
 //! | ready | workers: how many of them have become ready | the pool, when one has ended |
 //! | who sleeps, beds | `ipc/sleepers.rs` | |
 //! | lease | `ipc/lease.rs` | |
@@ -124,8 +124,8 @@ impl Common {
         self.segment.head().u64(EXIT)
     }
 
-    /// In a worker: leaves the CPUs to others until the pool has been made. Not for long: it may
-    /// have died.
+    /// In a worker: leaves the CPUs to others until there is more to do than they do. Not for long:
+    /// the pool may have died.
     pub fn wait_to_begin(&self) {
         let begun = self.segment.head().u64(BEGUN);
         while begun.load(Ordering::Acquire) == 0 {
@@ -135,11 +135,13 @@ impl Common {
         }
     }
 
-    /// See [`wait_to_begin`](Self::wait_to_begin).
+    /// See [`wait_to_begin`](Self::wait_to_begin). Costs nothing but the first time.
+    #[inline]
     pub fn begin(&self) {
         let begun = self.segment.head().u64(BEGUN);
-        begun.store(1, Ordering::Release);
-        futex::wake(begun, u32::MAX);
+        if begun.load(Ordering::Relaxed) == 0 && begun.swap(1, Ordering::Release) == 0 {
+            futex::wake(begun, futex::EVERYONE);
+        }
     }
 
     /// How many workers have become ready.

@@ -219,6 +219,9 @@ impl State {
         place.generation = place.generation % GENERATIONS + 1;
         place.task = Some(task);
         self.live += 1;
+        if self.live > 1 {
+            self.common.begin();
+        }
         u64::from(place.generation) << 32 | u64::from(index)
     }
 

@@ -383,8 +383,9 @@ impl PoolEngine {
 
     /// Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
     ///
-    /// Of the first ones, those that no CPU is free for are let begin by the engine, soon after
-    /// `start`: they would only take it from this process, and from the worker of the first task.
+    /// Of the first ones, those that no CPU is free for begin when there are two tasks, or some
+    /// milliseconds after `start`: before, they would only take it from this process, and from the
+    /// worker of its first task.
     fn fork_workers(&self, py: Python<'_>, lanes: Vec<PyRef<'_, PoolLane>>) -> PyResult<Forked> {
         let common = &self.hub()?.common;
         let at_once = (cpu::usable() - 1).max(1);
