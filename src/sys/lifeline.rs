@@ -16,7 +16,7 @@
 
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Once;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
@@ -29,6 +29,9 @@ use super::poll::{Readiness, poll_one};
 /// Both ends of this process's pipe as one word, 0 if there is none: reading end + 1 in the upper
 /// half, writing end in the lower.
 static LINE: AtomicU64 = AtomicU64::new(0);
+
+/// The process that holds on to its parent's line: what a forked child inherits is not its own.
+static HOLDS: AtomicU32 = AtomicU32::new(0);
 
 fn pack(reader: RawFd, writer: RawFd) -> u64 {
     ((reader as u64 + 1) << 32) | writer as u64
@@ -69,8 +72,12 @@ extern "C" fn let_go() {
 
 /// Has the kernel kill this process as soon as the one that made the pipe is gone.
 ///
-/// `end` is what [`end_for_children`] gave there; it is the caller's to close.
+/// `end` is what [`end_for_children`] gave there; it is the caller's to close. A process holds on to
+/// one line; the second time nothing is done.
 pub fn hold_on(end: RawFd) -> nix::Result<()> {
+    if HOLDS.load(Ordering::Relaxed) == fork::pid() {
+        return Ok(());
+    }
     // Owner and signal belong to the open file, which the siblings share: this one is our own.
     let path = format!("/proc/self/fd/{end}");
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
@@ -90,6 +97,7 @@ pub fn hold_on(end: RawFd) -> nix::Result<()> {
         // SAFETY: leaves at once, as the signal would.
         unsafe { libc::kill(libc::getpid(), libc::SIGKILL) };
     }
+    HOLDS.store(fork::pid(), Ordering::Relaxed);
     Ok(())
 }
 

@@ -376,7 +376,10 @@ ORPHANING = """
         results = loud.imap_unordered(zeros, iter(int, 1))
         next(results)
         eventually(lambda: all(job.accepted() for job in jobs))
-        print(*(worker.pid for pool in (idle, busy, loud) for worker in pool._pool), flush=True)
+        workers = [worker for pool in (idle, busy, loud) for worker in pool._pool]
+        # One that is stopped while it starts cannot have taken precautions.
+        eventually(lambda: all(worker.inq.shared.is_up for worker in workers))
+        print(*(worker.pid for worker in workers), flush=True)
         input()
 """
 

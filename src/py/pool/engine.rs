@@ -24,6 +24,7 @@ use crate::py::error::os_error;
 use crate::py::process::{Forked, Moment, fork_each};
 use crate::sys::cpu;
 use crate::sys::fork::Kept;
+use crate::sys::lifeline;
 use crate::sys::mutex::Mutex;
 
 /// The tasks and workers of one pool, and the thread that looks after them.
@@ -388,12 +389,18 @@ impl PoolEngine {
     /// worker of its first task.
     fn fork_workers(&self, py: Python<'_>, lanes: Vec<PyRef<'_, PoolLane>>) -> PyResult<Forked> {
         let common = &self.hub()?.common;
+        let line = lifeline::end_for_children().map_err(os_error)?;
         let at_once = (cpu::usable() - 1).max(1);
         fork_each(py, lanes.len(), |moment, number| match moment {
             Moment::Before => lanes[number].admit(),
             Moment::Parent => lanes[number].withhold(),
-            Moment::Child if number >= at_once => common.wait_to_begin(),
-            Moment::Child => {}
+            Moment::Child => {
+                // Before anything that takes time. If it fails the worker will say so.
+                let _ = lifeline::hold_on(line);
+                if number >= at_once {
+                    common.wait_to_begin();
+                }
+            }
         })
     }
 
