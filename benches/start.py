@@ -12,7 +12,6 @@ The children import this file as their main module, so it imports little before 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 import time
 from importlib import import_module
@@ -114,6 +113,8 @@ def system_fork(mp: Any, scale: float) -> float:
 
 
 def system_interpreter(mp: Any, scale: float) -> float:
+    import subprocess  # not for the children: it takes longer than they do
+
     command = [sys.executable, "-I", "-S", "-c", "pass"]
     return milliseconds(int(20 * scale), lambda: subprocess.run(command, check=True))
 

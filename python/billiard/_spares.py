@@ -124,7 +124,7 @@ def take(message: int, fds: list[int]) -> _core.Child | None:
                     pass  # somebody has killed it
             spare.discard()
         with contextlib.suppress(OSError):  # it is the next start's turn to try again
-            _refill()
+            _refill(conditions)
     if taken is None:
         return None
     os.close(taken.socket)
@@ -141,9 +141,10 @@ def _drop_unborn() -> None:
             spare.discard()
 
 
-def _refill() -> None:
+def _refill(conditions: Conditions | None = None) -> None:
     while len(_spares) < max(_wanted.values(), default=0):
-        _spares.append(_start())
+        conditions = conditions or _conditions()
+        _spares.append(_start(conditions))
     while len(_spares) > max(_wanted.values(), default=0):
         _spares.pop().discard()
 
@@ -159,7 +160,7 @@ def _conditions() -> Conditions:
     return (
         spawn.get_executable(),
         util._args_from_interpreter_flags(),
-        dict(os.environ),
+        dict(getattr(os.environ, "_data", os.environ)),  # as bytes, without decoding each
         os.getcwd(),
         streams,
         os.getresuid(),
@@ -167,10 +168,9 @@ def _conditions() -> Conditions:
     )
 
 
-def _start() -> _Spare:
+def _start(conditions: Conditions) -> _Spare:
     import _signal  # type: ignore[import-not-found]
 
-    conditions = _conditions()
     executable, options = conditions[:2]
     ours, its = _core.request_sockets()
     try:

@@ -247,7 +247,7 @@ def test_an_executable_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_start_does_not_fail_because_its_spare_cannot_be_replaced(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def fail() -> Any:
+    def fail(conditions: Any) -> Any:
         raise OSError(11, "no processes left")
 
     spawn.set_spares(1)
