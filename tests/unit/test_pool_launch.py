@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from pool_tasks import descriptors, pool_of
@@ -109,6 +110,32 @@ def test_a_worker_that_cannot_be_forked(monkeypatch: pytest.MonkeyPatch) -> None
         billiard.get_context("fork").Pool(3)
     assert caught.value.errno == errno.EAGAIN
     assert billiard.active_children() == []
+
+
+def test_workers_that_are_no_processes_of_ours_end_with_a_pool_that_cannot_be_made() -> None:
+    """Tests of other programs have such: with a start, an end, and nothing to watch."""
+    running: set[int] = set()
+
+    class Imitation:
+        name, exitcode = "imitation", 0
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            pass
+
+        def start(self) -> None:
+            if len(running) == 2:
+                raise OSError(errno.EAGAIN, "no processes left")
+            running.add(id(self))
+
+        def terminate(self) -> None:
+            running.discard(id(self))
+
+        def join(self) -> None:
+            assert id(self) not in running
+
+    with pytest.raises(OSError, match="no processes left"):
+        pool_module.Pool(4, context=Mock(Process=Imitation))
+    assert not running
 
 
 def lanes() -> int:

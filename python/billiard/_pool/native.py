@@ -417,7 +417,8 @@ class NativeDrive(Drive):
     @property
     def launches_together(self) -> bool:  # type: ignore[override]
         # A drive that launches in its own way launches each.
-        return self.method != "spawn" and type(self).launch is NativeDrive.launch
+        together = self.method in ("fork", "forkserver")
+        return together and type(self).launch is NativeDrive.launch
 
     def launch_all(self, workers: Sequence[Any]) -> None:
         forks = self.method == "fork"
@@ -427,12 +428,12 @@ class NativeDrive(Drive):
             if forks and all(map(is_plain, workers)):
                 lanes = [worker.inq.shared for worker in workers]
                 start_all(workers, lambda _: self.engine.fork_workers(lanes))
-            elif forks:
+            elif self.method == "forkserver":
+                start_all(workers)
+            else:
                 for worker in workers:
                     worker.inq.shared.admit()
                     worker.start()
-            else:
-                start_all(workers)
         finally:
             lanes = []  # the exception of a failure knows this frame
             for worker in workers:
@@ -440,8 +441,10 @@ class NativeDrive(Drive):
 
     def _take_in(self, worker: Any) -> None:
         """A worker has been started, or has not."""
+        if not hasattr(worker, "_popen"):
+            return  # no process of ours: it can be ended with the pool, but not watched
         lane = worker.inq.shared
-        if getattr(worker, "_popen", None) is None:
+        if worker._popen is None:
             self.workers.remove(worker)
             self.engine.forgo(lane)
             worker.inq.let_go()
