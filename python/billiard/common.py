@@ -165,27 +165,28 @@ def reset_signals(handler: SignalHandler = _shutdown_cleanup, full: bool = False
     """
     import signal
 
-    for name in TERMSIGS_FULL if full else TERMSIGS_DEFAULT:
-        number = signum(name)
-        if number and _should_override_term_signal(name, signal.getsignal(number)):
-            maybe_setsignal(number, handler)
-    for name in TERMSIGS_IGNORE:
-        number = signum(name)
-        if number:
-            maybe_setsignal(number, _signal.SIG_IGN)
+    _reset_signals(handler, full, signal.getsignal, maybe_setsignal)
 
 
 def take_over_signals(full: bool) -> None:
-    """:func:`reset_signals` for a new worker: in one go, and without the enums of `signal`."""
-    handler_of, ignored = _signal.getsignal, _signal.SIG_IGN
+    """:func:`reset_signals` for a new worker, without the enums of `signal`."""
+    _reset_signals(_shutdown_cleanup, full, _signal.getsignal, _set_signal)
+
+
+def _reset_signals(
+    handler: SignalHandler,
+    full: bool,
+    handler_of: Callable[[int], Any],
+    set_handler: Callable[[int, SignalHandler], None],
+) -> None:
     for name in TERMSIGS_FULL if full else TERMSIGS_DEFAULT:
-        number = getattr(_signal, name, None)
-        if number is None:
-            continue
-        if name in TERMSIGS_FORCE or handler_of(number) not in (None, ignored):
-            _set_signal(number, _shutdown_cleanup)
+        number = signum(name)
+        if number and _should_override_term_signal(name, handler_of(number)):
+            set_handler(number, handler)
     for name in TERMSIGS_IGNORE:
-        _set_signal(getattr(_signal, name), ignored)
+        number = signum(name)
+        if number:
+            set_handler(number, _signal.SIG_IGN)
 
 
 class restart_state:
