@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import context, process
+from . import _core, context, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ def is_plain(process_obj: BaseProcess) -> bool:
     return type(process_obj).start is process.BaseProcess.start
 
 
-def start_all(processes: Sequence[BaseProcess], fork: Fork | None = None) -> None:
+def start_all(processes: Sequence[BaseProcess], fork: Fork = _core.fork_all) -> None:
     """What `process.start_all` does; with `fork` in place of `_core.fork_all`."""
     for process_obj in processes:
         process_obj._check_startable()
@@ -46,7 +46,7 @@ def start_all(processes: Sequence[BaseProcess], fork: Fork | None = None) -> Non
         from . import popen_fork
 
         group = together["fork"]
-        errors += _note(group, popen_fork.launch_all(group, *(() if fork is None else (fork,))))
+        errors += _note(group, popen_fork.launch_all(group, fork))
     if errors:
         raise errors[0]
 

@@ -140,9 +140,7 @@ def _fork_children(process_objs: Sequence[BaseProcess], fork: Fork) -> list[_cor
         os._exit(status & 0xFF)
 
 
-def launch_all(
-    process_objs: Sequence[BaseProcess], fork: Fork = _core.fork_all
-) -> list[Popen | OSError]:
+def launch_all(process_objs: Sequence[BaseProcess], fork: Fork) -> list[Popen | OSError]:
     """Start processes by forks that follow each other at once; errors are in their places."""
     flush_standard_streams()
     popens: list[Popen | OSError] = []

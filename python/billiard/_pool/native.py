@@ -433,7 +433,10 @@ class NativeDrive(Drive):
             else:
                 for worker in workers:
                     worker.inq.shared.admit()
-                    worker.start()
+                    try:
+                        worker.start()
+                    finally:
+                        worker.inq.shared.withhold()
         finally:
             lanes = []  # the exception of a failure knows this frame
             for worker in workers:
@@ -451,7 +454,6 @@ class NativeDrive(Drive):
             return
         self.members[worker.pid] = Member(worker)
         try:
-            lane.withhold()
             self.engine.attach(lane, worker.pid, worker._popen.sentinel)
         except BaseException:
             # One that nobody watches would be waited for to the end of the program.
