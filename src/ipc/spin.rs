@@ -8,8 +8,13 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// The longest spin.
-const SPIN: Duration = Duration::from_micros(10);
+/// The longest spin for what is over in moments where it is done at all: a lock is given back, a
+/// place is made.
+pub const BRIEF: Duration = Duration::from_micros(10);
+/// The longest spin for an answer: time for the other side to be woken and to give one. Two sides
+/// that ask each other and spin for less never meet, each finds the other asleep. One that spins so
+/// long has the answer even of a sleeper, whose next trial then finds it awake.
+pub const ANSWER: Duration = Duration::from_micros(100);
 
 /// Certainty that a spin pays.
 const SURE: u32 = 256;
@@ -18,7 +23,7 @@ const DOUBTFUL: u32 = SURE / 4;
 /// It never falls below this: one trial that pays is enough for another spin.
 const LEAST: u32 = DOUBTFUL - SURE / 16;
 /// One wait in so many is a trial.
-const TRIAL: u32 = 64;
+const TRIAL: u32 = 128;
 
 /// How spinning has paid lately, for one waiter. Process-local; a forked child starts from what its
 /// parent had learnt.
@@ -26,41 +31,55 @@ const TRIAL: u32 = 64;
 /// ```text
 ///              spin paid: trust rises by an eighth of what is missing
 ///  rare trials ──────────────────────────────────────────────────────► a spin before every sleep
-///  (1 in 64)   ◄──────────────────────────────────────────────────────
+///  (1 in 128)  ◄──────────────────────────────────────────────────────
 ///              spin in vain: trust falls by a quarter
 /// ```
+///
+/// A trial is as long as a spin may be. Others are twice as long as it took lately, so that one in
+/// vain costs little where answers are quick; each in vain doubles the next.
 #[derive(Debug, Default)]
 pub struct Spinner {
     trust: AtomicU32,
     waits: AtomicU32,
+    /// how long the next may be, in nanoseconds
+    limit: AtomicU32,
 }
 
 impl Spinner {
-    /// Calls `look` until it finds something or the spin is over; does not begin where that has not
-    /// paid. `many_cpus` is asked before a trial: alone on a processor, spinning is in vain.
+    /// Calls `look` until it finds something or the spin has been as long as it may; does not begin
+    /// where that has not paid. `many_cpus` is asked before a trial: alone on a processor, spinning
+    /// is in vain.
     pub fn spin<T>(
         &self,
+        longest: Duration,
         many_cpus: impl FnOnce() -> bool,
         mut look: impl FnMut() -> Option<T>,
     ) -> Option<T> {
         let trust = self.trust.load(Ordering::Relaxed).max(LEAST);
+        let mut limit = Duration::from_nanos(self.limit.load(Ordering::Relaxed).into());
         if trust < DOUBTFUL {
             let wait = self.waits.fetch_add(1, Ordering::Relaxed);
-            if wait % TRIAL != TRIAL - 1 || !many_cpus() {
+            if wait % TRIAL != TRIAL / 2 || !many_cpus() {
                 return None;
             }
+            limit = longest;
         }
+        limit = limit.clamp(BRIEF, longest);
         let start = Instant::now();
         let mut found = None;
-        while found.is_none() && start.elapsed() < SPIN {
+        let mut spent = Duration::ZERO;
+        while found.is_none() && spent < limit {
             std::hint::spin_loop();
             found = look();
+            spent = start.elapsed();
         }
-        let trust = match found {
-            Some(_) => trust + (SURE - trust).div_ceil(8),
-            None => (trust - trust.div_ceil(4)).max(LEAST),
+        let (trust, limit) = match found {
+            Some(_) => (trust + (SURE - trust).div_ceil(8), limit / 2 + spent),
+            None => ((trust - trust.div_ceil(4)).max(LEAST), limit * 2),
         };
         self.trust.store(trust, Ordering::Relaxed);
+        self.limit
+            .store(limit.min(longest).as_nanos() as u32, Ordering::Relaxed);
         found
     }
 }
@@ -74,6 +93,7 @@ mod tests {
         for _ in 0..waits {
             let mut looked = false;
             spinner.spin(
+                BRIEF,
                 || true,
                 || {
                     looked = true;
@@ -97,10 +117,22 @@ mod tests {
     }
 
     #[test]
+    fn spins_in_vain_become_longer_and_paying_ones_shorter() {
+        let spinner = Spinner::default();
+        let limit = || Duration::from_nanos(spinner.limit.load(Ordering::Relaxed).into());
+        spins(&spinner, 8 * TRIAL, true);
+        assert!(limit() < 2 * BRIEF);
+        for _ in 0..8 {
+            spinner.spin(ANSWER, || true, || None::<()>);
+        }
+        assert_eq!(limit(), ANSWER);
+    }
+
+    #[test]
     fn alone_on_a_processor_it_does_not() {
         let spinner = Spinner::default();
         for _ in 0..2 * TRIAL {
-            assert_eq!(spinner.spin(|| false, || Some(())), None);
+            assert_eq!(spinner.spin(BRIEF, || false, || Some(())), None);
         }
     }
 }

@@ -33,7 +33,7 @@ use super::shared::{COMMON_EXTENTS, COMMON_TABLE, Common};
 use super::state::{Gained, Mail, State};
 use crate::ipc::bell::{self, CALLER, ENGINE};
 use crate::ipc::extents::Pool as Extents;
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::ipc::{claim, sleepers};
 use crate::sys::descriptor::Descriptor;
 use crate::sys::mutex::{Mutex, MutexGuard};
@@ -62,6 +62,7 @@ pub struct Hub {
     /// Goes up when the queue has become short.
     room: AtomicU64,
     stopped: AtomicBool,
+    cpus: usize,
     spinner: Spinner,
 }
 
@@ -88,6 +89,7 @@ impl Hub {
             mail_awaited: AtomicBool::new(false),
             room: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
+            cpus: cpu::usable(),
             spinner: Spinner::default(),
         })
     }
@@ -258,7 +260,12 @@ impl Hub {
             }
             plenty = false;
             let news = || self.state().has_news().then_some(());
-            if self.spinner.spin(cpu::many_cpus, news).is_some() {
+            let spared = || self.cpus > 1;
+            if self
+                .spinner
+                .spin(self.longest_spin(), spared, news)
+                .is_some()
+            {
                 continue;
             }
             let value = bell::listen(bell, CALLER);
@@ -275,6 +282,15 @@ impl Hub {
                     return if done() { Ok(true) } else { Err(errno) };
                 }
             }
+        }
+    }
+
+    /// Where the workers need all processors, the one under a long spin is taken from them.
+    fn longest_spin(&self) -> Duration {
+        if self.state().busy() < self.cpus {
+            spin::ANSWER
+        } else {
+            spin::BRIEF
         }
     }
 

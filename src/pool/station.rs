@@ -20,7 +20,7 @@ use super::shared::{
 };
 use crate::ipc::bell::{self, CALLER, ENGINE};
 use crate::ipc::extents::{Pool as Extents, Receiver};
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::ipc::{claim, lease, ring, sleepers};
 use crate::sys::{clock, cpu, futex, reactor};
 
@@ -101,7 +101,7 @@ impl Station {
             Look::Nothing => None,
             other => Some(other),
         };
-        let found = self.spinner.spin(cpu::many_cpus, look);
+        let found = self.spinner.spin(spin::ANSWER, cpu::many_cpus, look);
         found.unwrap_or(Look::Nothing)
     }
 

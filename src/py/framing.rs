@@ -13,7 +13,7 @@ use super::buffer::{BytesInMaking, Incoming, Outgoing, Room};
 use super::error::os_error;
 use super::lent::{LEAST, Lent, MOST};
 use crate::ipc::frame::{Decoder, Header, next_room};
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::sys::cpu::many_cpus;
 use crate::sys::io::{self, Source, Target};
 use crate::sys::mutex::Mutex;
@@ -377,8 +377,11 @@ fn fill(
         }
     }
     block_on(py, Deadline::Never, |_| {
-        let mut spun =
-            habits.and_then(|habits| habits.spinner.spin(many_cpus, || look(fd, &target)));
+        let mut spun = habits.and_then(|habits| {
+            habits
+                .spinner
+                .spin(spin::ANSWER, many_cpus, || look(fd, &target))
+        });
         while !target.is_empty() {
             let read = spun.take().unwrap_or_else(|| io::read(fd, &target));
             match read? {

@@ -33,6 +33,16 @@ pub fn note(word: &AtomicU64) {
     word.store(current(), Ordering::Relaxed);
 }
 
+/// Notes in `word` where this thread is, and in `other` where who noted it before was, if that was
+/// another processor.
+pub fn note_other(word: &AtomicU64, other: &AtomicU64) {
+    let here = current();
+    let there = word.swap(here, Ordering::Relaxed);
+    if there != here {
+        other.store(there, Ordering::Relaxed);
+    }
+}
+
 /// Whether who last noted it was on another processor: only then can it do anything while we look
 /// on. If nobody has, whether there is another one.
 pub fn is_elsewhere(word: &AtomicU64) -> bool {

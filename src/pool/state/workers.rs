@@ -116,6 +116,11 @@ impl State {
         self.workers.iter().flatten().find(runs)
     }
 
+    /// How many workers have something to do, as far as the tasks are enough.
+    pub fn busy(&self) -> usize {
+        self.live.min(self.workers.iter().flatten().count())
+    }
+
     /// Is it at a task, about to be, or not rid of the outcome?
     pub fn is_busy(&self, index: usize) -> bool {
         let Some(worker) = self.worker(index) else {

@@ -14,7 +14,7 @@ use super::message::{self, BYTES, LONG, Message, PICKLE};
 use crate::ipc::channel::{Channel, Put};
 use crate::ipc::fifo::{self, Appender, At, Record, Store, bell};
 use crate::ipc::outbox::Outbox;
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::py::block::{Deadline, block_on};
 use crate::py::buffer::BytesInMaking;
 use crate::py::error::os_error;
@@ -219,7 +219,7 @@ impl Parts {
         let look = || (!fifo::is_empty(memory)).then_some(());
         let found = block_on(py, deadline, |left| {
             if left.is_none_or(|left| !left.is_zero())
-                && self.readers.spin(many_cpus, look).is_some()
+                && self.readers.spin(spin::ANSWER, many_cpus, look).is_some()
             {
                 return Ok(Some(()));
             }
@@ -259,7 +259,7 @@ impl Parts {
         let look = || (!channel.is_full_now()).then_some(());
         let found = block_on(py, deadline, |left| {
             if left.is_none_or(|left| !left.is_zero())
-                && self.writers.spin(many_cpus, look).is_some()
+                && self.writers.spin(spin::BRIEF, many_cpus, look).is_some()
             {
                 return Ok(Some(()));
             }
@@ -305,7 +305,8 @@ impl Parts {
     fn look_for_room(&self, py: Python<'_>) -> bool {
         let memory = &self.channel.memory;
         let look = || fifo::has_some_room(memory).then_some(());
-        py.detach(|| self.writers.spin(many_cpus, look)).is_some()
+        py.detach(|| self.writers.spin(spin::BRIEF, many_cpus, look))
+            .is_some()
     }
 
     fn put_behind(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {

@@ -1,6 +1,7 @@
 //! Barriers.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use pyo3::PyTraverseError;
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
@@ -11,17 +12,19 @@ use pyo3::types::{PyDict, PyTuple};
 use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::barrier::{self, Arrival, Broken, Part};
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
 use crate::py::heap;
 use crate::py::late::Late;
-use crate::sys::cpu::many_cpus;
-use crate::sys::fork;
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::LineRef;
+use crate::sys::{cpu, fork};
 
 pyo3::import_exception!(threading, BrokenBarrierError);
+
+/// The word of its line where who last arrived was.
+const WHERE: usize = barrier::WORDS;
 
 #[derive(Debug)]
 struct Parts {
@@ -31,10 +34,12 @@ struct Parts {
     action: Option<Py<PyAny>>,
     timeout: Option<f64>,
     spinner: Spinner,
+    /// where another party was that arrived before one of this process, see `cpu`
+    other: AtomicU64,
 }
 
 impl Parts {
-    fn words(&self) -> barrier::Barrier<'_, std::sync::atomic::AtomicU64> {
+    fn words(&self) -> barrier::Barrier<'_, AtomicU64> {
         barrier::Barrier(&self.line[..barrier::WORDS])
     }
 
@@ -56,6 +61,7 @@ impl Parts {
 
     fn wait(&self, py: Python<'_>, deadline: Deadline) -> PyResult<u32> {
         let words = self.words();
+        cpu::note_other(&self.line[WHERE], &self.other);
         let arrival = self.arrive(py, deadline)?;
         let passed = match arrival.part {
             Part::Go => Ok(()),
@@ -71,7 +77,9 @@ impl Parts {
             Part::Wait => {
                 let look = || words.look(arrival);
                 let sleep = |left| words.wait(arrival, left, runs);
-                let waited = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep);
+                let elsewhere = || cpu::is_elsewhere(&self.other);
+                let spinner = (&self.spinner, spin::ANSWER);
+                let waited = wait_for(py, deadline, spinner, elsewhere, look, sleep);
                 if waited.is_err() {
                     words.withdraw(arrival);
                 }
@@ -130,6 +138,7 @@ impl Barrier {
                 action,
                 timeout,
                 spinner: Spinner::default(),
+                other: AtomicU64::new(0),
             })
             .is_err();
         if again {

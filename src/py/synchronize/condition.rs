@@ -13,7 +13,7 @@ use super::anylock::AnyLock;
 use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::condition::{self, Ticket};
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
@@ -93,7 +93,14 @@ impl Parts {
         let look = || (self.lock.seems_free() && words.go(ticket)).then_some(true);
         let sleep = |left| words.wait(ticket, left);
         let elsewhere = || cpu::is_elsewhere(&self.notifier);
-        let notified = wait_for(py, deadline, &self.spinner, elsewhere, look, sleep);
+        let notified = wait_for(
+            py,
+            deadline,
+            (&self.spinner, spin::ANSWER),
+            elsewhere,
+            look,
+            sleep,
+        );
         if notified.is_err() {
             words.leave(ticket);
         } else {

@@ -10,7 +10,7 @@ use pyo3::types::{PyDict, PyTuple};
 use super::wait_for;
 use crate::ipc::arena::Block;
 use crate::ipc::event;
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
@@ -123,6 +123,7 @@ impl Event {
         let sleep = |left| event::wait(word, since, left);
         let parts = self.parts()?;
         let elsewhere = || cpu::is_elsewhere(&parts.line[WHERE]);
-        wait_for(py, deadline, &parts.spinner, elsewhere, look, sleep)
+        let spinner = (&parts.spinner, spin::ANSWER);
+        wait_for(py, deadline, spinner, elsewhere, look, sleep)
     }
 }

@@ -11,7 +11,7 @@ use crate::ipc::arena::Block;
 use crate::ipc::condition::Condition;
 use crate::ipc::owned::{self, Got};
 use crate::ipc::semaphore;
-use crate::ipc::spin::Spinner;
+use crate::ipc::spin::{self, Spinner};
 use crate::py::block::Deadline;
 use crate::sys::cpu::many_cpus;
 use crate::sys::fork::ForkLock;
@@ -216,10 +216,11 @@ impl Parts {
     pub fn wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let deadline = Deadline::after(timeout)?;
         let word = &self.line[WORD];
+        let spinner = (&self.spinner, spin::BRIEF);
         if self.kind == Kind::Semaphore {
             let look = || semaphore::try_acquire(word).then_some(true);
             let sleep = |left| semaphore::wait(word, left);
-            let got = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep)?;
+            let got = wait_for(py, deadline, spinner, many_cpus, look, sleep)?;
             if got {
                 self.note_acquired();
             }
@@ -233,7 +234,7 @@ impl Parts {
         let me = life::me();
         let look = || owned::try_acquire(word, me).then_some(Got::Free);
         let sleep = |left| owned::wait(word, me, left, life::runs);
-        let got = wait_for(py, deadline, &self.spinner, many_cpus, look, sleep)?;
+        let got = wait_for(py, deadline, spinner, many_cpus, look, sleep)?;
         self.note_got(got)
     }
 

@@ -19,12 +19,12 @@ use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
 
 /// Waits without the GIL for what `look` finds: looks on for a moment where that has paid lately,
-/// then sleeps. `elsewhere` says whether what is waited for can happen meanwhile, on another
+/// then sleeps. `spinner` with how long at most; `elsewhere` says whether what is waited for can happen meanwhile, on another
 /// processor.
 fn wait_for<T: Send>(
     py: Python<'_>,
     deadline: Deadline,
-    spinner: &Spinner,
+    (spinner, longest): (&Spinner, Duration),
     elsewhere: impl Fn() -> bool + Send + Sync,
     mut look: impl FnMut() -> Option<T> + Send,
     mut sleep: impl FnMut(Option<Duration>) -> nix::Result<T> + Send,
@@ -34,7 +34,7 @@ fn wait_for<T: Send>(
         let found = if at_once {
             None
         } else {
-            spinner.spin(&elsewhere, &mut look)
+            spinner.spin(longest, &elsewhere, &mut look)
         };
         found.map_or_else(|| sleep(left), Ok)
     })
