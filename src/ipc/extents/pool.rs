@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::room::{Room, Spot};
 use super::{Table, reference, word};
@@ -31,6 +32,10 @@ impl Default for Bounds {
 
 const MOST_IDLE: usize = 256 << 20;
 
+/// How long a sender waits for a receiver that gives extents back, and how often it looks.
+const PATIENCE: Duration = Duration::from_millis(3);
+const GLANCE: Duration = Duration::from_micros(200);
+
 /// Gives out the extents of a segment. *Process-local*, behind a mutex that is held for instants
 /// (and for the making of a chunk). A forked child has no use for it: it gets no extents, and what
 /// it drops stays as it is.
@@ -59,6 +64,8 @@ struct Book {
     out: Vec<u16>,
     /// bytes that are being written or out
     lent: usize,
+    /// an extent has come back, and nobody has waited for another in vain since
+    returning: bool,
 }
 
 impl Book {
@@ -94,6 +101,7 @@ impl Pool {
             free: (0..entries).rev().map(|entry| entry as u16).collect(),
             out: Vec::new(),
             lent: 0,
+            returning: false,
         };
         fork::pid(); // from now on forks are counted
         let inner = Inner {
@@ -148,6 +156,33 @@ impl Pool {
         drop(book);
         inner.retire(excess);
         extent
+    }
+
+    /// Waits for a moment where new memory would be needed while a receiver keeps giving extents
+    /// back: the next that it gives back costs less, and so long it has the processor to itself.
+    pub fn wait_for_return(&self, len: usize) {
+        let start = Instant::now();
+        while self.is_returning(len) {
+            if start.elapsed() > PATIENCE {
+                self.inner.book.lock().returning = false;
+                break;
+            }
+            std::thread::sleep(GLANCE);
+        }
+    }
+
+    /// Whether nothing that is idle has room for `len` bytes, and something that is out soon may.
+    pub(super) fn is_returning(&self, len: usize) -> bool {
+        let inner = &self.inner;
+        if inner.is_foreign() {
+            return false;
+        }
+        let mut book = inner.book.lock();
+        let excess = inner.sweep(&mut book);
+        let returning = book.returning && !book.out.is_empty() && !book.room.has_idle(len);
+        drop(book);
+        inner.retire(excess);
+        returning
     }
 
     /// Frees a message that was sent and that nobody will take, because what named it is lost or
@@ -237,6 +272,7 @@ impl Inner {
             let word = self.segment.head().u64(self.table.word(entry));
             if word::is_back(word, generation) {
                 book.out.swap_remove(index);
+                book.returning = true;
                 let spot = book.entries[usize::from(entry)].spot.take();
                 excess.extend(self.put(book, entry, spot.expect("it was out")));
             } else {

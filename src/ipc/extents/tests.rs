@@ -56,6 +56,23 @@ fn messages_of_every_size_arrive_in_all_three_ways() {
 }
 
 #[test]
+fn a_sender_waits_for_a_receiver_as_long_as_that_gives_extents_back() {
+    let (_segment, pool, receiver) = pair(usize::MAX);
+    let len = 2 * LARGE;
+    let sent = [send(&pool, &pattern(len, 0)), send(&pool, &pattern(len, 1))];
+    assert!(!pool.is_returning(len), "nothing has come back");
+    drop(receiver.take(sent[0]));
+    assert!(!pool.is_returning(len), "there is an idle one");
+    send(&pool, &pattern(len, 2));
+    assert!(pool.is_returning(len));
+    pool.wait_for_return(len);
+    assert!(!pool.is_returning(len), "waited in vain");
+    drop(receiver.take(sent[1]));
+    send(&pool, &pattern(len, 3));
+    assert!(pool.is_returning(len), "another has come back");
+}
+
+#[test]
 fn an_extent_is_used_again_when_it_is_back_and_not_before() {
     let (_segment, pool, receiver) = pair(usize::MAX);
     let taken = receiver.take(send(&pool, &[1; LARGE])).unwrap();

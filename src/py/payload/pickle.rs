@@ -154,6 +154,11 @@ impl Outgoing {
         self.size
     }
 
+    /// Whether it takes so long to copy that the GIL is released for it.
+    pub fn is_long(&self) -> bool {
+        self.size >= LONG_COPY
+    }
+
     /// Whether there is more than the pickle.
     pub fn has_buffers(&self) -> bool {
         !self.buffers.is_empty()
@@ -202,10 +207,10 @@ impl Outgoing {
             self.write_to(&mut extent)?;
             Ok(Some(extent.into_index()))
         };
-        let sent = if self.size < LONG_COPY {
-            send()
-        } else {
+        let sent = if self.is_long() {
             py.detach(send)
+        } else {
+            send()
         };
         sent.map_err(os_error)
     }

@@ -227,6 +227,9 @@ impl PoolLane {
 
     fn write_extent(&self, py: Python<'_>, packed: &Outgoing) -> PyResult<u32> {
         let station = self.station();
+        if packed.is_long() {
+            py.detach(|| station.results.wait_for_return(packed.size()));
+        }
         loop {
             if let Some(reference) = packed.send(py, &station.results)? {
                 return Ok(reference);
