@@ -1,8 +1,9 @@
-//! The processors that this process may run on, and the one that a thread is on.
+//! The processors of the machine, those that this process may run on, and the one that a thread is
+//! on.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
-/// How many there are; 1 if that cannot be told.
+/// How many this process may run on; 1 if that cannot be told.
 pub fn usable() -> usize {
     // SAFETY: plain data, filled by the call.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
@@ -16,9 +17,16 @@ pub fn usable() -> usize {
     unsafe { libc::CPU_COUNT(&set) as usize }
 }
 
-/// Whether there is more than one (spinning pays only then).
+/// Whether the machine has more than one (spinning pays only then). That this process may run on
+/// one alone does not say where those are that it waits for.
 pub fn many_cpus() -> bool {
-    usable() > 1
+    static ONLINE: AtomicI64 = AtomicI64::new(0);
+    if ONLINE.load(Ordering::Relaxed) == 0 {
+        // SAFETY: has no preconditions; an error (-1) stays one.
+        let online = unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) };
+        ONLINE.store(online, Ordering::Relaxed);
+    }
+    ONLINE.load(Ordering::Relaxed) > 1
 }
 
 fn current() -> u64 {
