@@ -92,6 +92,14 @@ class Popen:
         """Send SIGKILL."""
         self._send_signal(_SIGKILL)
 
+    @classmethod
+    def _of(cls, child: _core.Child) -> Popen:
+        """For a child that is there already."""
+        popen = cls.__new__(cls)
+        popen.returncode = None
+        popen._adopt(child)
+        return popen
+
     def _adopt(self, child: _core.Child) -> None:
         self._child = child
         self.pid = child.pid
@@ -143,13 +151,5 @@ def _fork_children(process_objs: Sequence[BaseProcess], fork: Fork) -> list[_cor
 def launch_all(process_objs: Sequence[BaseProcess], fork: Fork) -> list[Popen | OSError]:
     """Start processes by forks that follow each other at once; errors are in their places."""
     flush_standard_streams()
-    popens: list[Popen | OSError] = []
-    for child in _fork_children(process_objs, fork):
-        if isinstance(child, OSError):
-            popens.append(child)
-            continue
-        popen = Popen.__new__(Popen)
-        popen.returncode = None
-        popen._adopt(child)
-        popens.append(popen)
-    return popens
+    children = _fork_children(process_objs, fork)
+    return [child if isinstance(child, OSError) else Popen._of(child) for child in children]

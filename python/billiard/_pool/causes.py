@@ -43,8 +43,14 @@ class Causes:
         return "ended by a signal from elsewhere"
 
 
+#: the files of the kernel's counters that there may be, once somebody has asked
+_files: list[str] = []
+
+
 def _out_of_memory_kills() -> int | None:
-    for path in (*_group_files(), "/proc/vmstat"):
+    if not _files:
+        _files.extend((*_group_files(), "/proc/vmstat"))
+    for path in _files:
         try:
             with open(path) as file:
                 for line in file:
