@@ -62,6 +62,7 @@ pub struct Hub {
     /// Goes up when the queue has become short.
     room: AtomicU64,
     stopped: AtomicBool,
+    /// How many processors workers and callers may run on.
     cpus: usize,
     spinner: Spinner,
 }
@@ -260,12 +261,9 @@ impl Hub {
             }
             plenty = false;
             let news = || self.state().has_news().then_some(());
-            let spared = || self.cpus > 1;
-            if self
-                .spinner
-                .spin(self.longest_spin(), spared, news)
-                .is_some()
-            {
+            let longest = self.longest_spin();
+            let found = self.spinner.spin(longest, || self.cpus > 1, news);
+            if found.is_some() {
                 continue;
             }
             let value = bell::listen(bell, CALLER);
@@ -285,7 +283,7 @@ impl Hub {
         }
     }
 
-    /// Where the workers need all processors, the one under a long spin is taken from them.
+    /// A long one takes a processor from the workers if they have work for all of them.
     fn longest_spin(&self) -> Duration {
         if self.state().busy() < self.cpus {
             spin::ANSWER

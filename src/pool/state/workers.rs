@@ -116,7 +116,7 @@ impl State {
         self.workers.iter().flatten().find(runs)
     }
 
-    /// How many workers have something to do, as far as the tasks are enough.
+    /// How many workers are at a task, or are about to be.
     pub fn busy(&self) -> usize {
         self.live.min(self.workers.iter().flatten().count())
     }
