@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 
 import pytest
+from manager_types import Manager
 
 from billiard.connection import Connection, Pipe
 
@@ -15,3 +17,18 @@ def ends(request: pytest.FixtureRequest) -> Iterator[tuple[Connection, Connectio
     reader, writer = Pipe(duplex=request.param)
     with reader, writer:
         yield reader, writer
+
+
+@pytest.fixture(scope="module")
+def module_manager() -> Iterator[Manager]:
+    with Manager() as manager:
+        yield manager
+
+
+@pytest.fixture
+def manager(module_manager: Manager) -> Iterator[Manager]:
+    """A started manager, which must have no objects left afterwards."""
+    # This thread's connection belongs to the test, so that the next one finds no new descriptor.
+    yield module_manager
+    gc.collect()
+    assert module_manager._number_of_objects() == 0, module_manager._debug_info()

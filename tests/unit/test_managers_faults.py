@@ -1,0 +1,256 @@
+"""billiard.managers: errors that come back, and clients and servers that misbehave or die."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from manager_types import Manager
+
+import billiard
+from billiard import managers, process
+from billiard.exceptions import AuthenticationError
+from billiard.managers import BaseManager, RemoteError
+
+# ---- errors that come back ----
+
+
+def test_exceptions_of_methods_come_back(manager: Manager) -> None:
+    counter = manager.Counter(3)
+    with pytest.raises(LookupError) as caught:
+        counter.fail()
+    assert caught.value.args == ("no such thing", 3)
+
+
+def test_exception_that_cannot_be_rebuilt_comes_back_as_its_traceback(manager: Manager) -> None:
+    counter = manager.Counter()
+    with pytest.raises(RemoteError, match="7: because"):
+        counter.fail_oddly()
+    assert counter.add() == 1
+
+
+def test_result_that_cannot_be_pickled_is_a_remote_error(manager: Manager) -> None:
+    counter = manager.Counter()
+    with pytest.raises(RemoteError, match="Unserializable message"):
+        counter.unpicklable()
+    assert counter.add() == 1
+
+
+def test_argument_that_cannot_be_pickled_leaves_the_proxy_usable(manager: Manager) -> None:
+    shared = manager.list()
+    with pytest.raises((pickle.PicklingError, AttributeError, TypeError)):
+        shared.append(threading.Lock())
+    assert shared[:] == []
+
+
+def test_method_that_is_not_exposed_is_a_remote_error(manager: Manager) -> None:
+    counter = manager.Counter()
+    with pytest.raises(RemoteError, match="not in exposed"):
+        counter._callmethod("_hidden")
+
+
+def test_unknown_type_and_unknown_request_are_remote_errors(manager: Manager) -> None:
+    with pytest.raises(RemoteError, match="KeyError: 'nothing'"):
+        manager._create("nothing")
+    with pytest.raises(RemoteError, match="unrecognized"):
+        manager._request("serve_forever")
+
+
+def test_released_object_is_a_remote_error(manager: Manager) -> None:
+    shared = manager.list()
+    token = shared._token
+    del shared
+    with pytest.raises(RemoteError, match="released"):
+        managers.ListProxy(token, "pickle", manager=manager)
+
+
+# ---- servers that are not there ----
+
+
+def test_manager_that_has_gone_is_an_error_at_once() -> None:
+    manager = Manager()
+    manager.start()
+    shared = manager.list()
+    shared.append(1)
+    other = manager.dict()
+    manager._process.kill()
+    manager._process.join()
+    with pytest.raises((EOFError, OSError)) as caught:
+        shared.append(2)
+    said = [*map(str, caught.value.args), *getattr(caught.value, "__notes__", [])]
+    assert any(manager.address in text for text in said)
+    with pytest.raises(ConnectionRefusedError) as refused:
+        other["a"] = 1
+    assert refused.value.errno == 111 and manager.address in refused.value.__notes__[0]
+    with pytest.raises(ConnectionRefusedError):
+        manager.dict()
+    assert "'__str__()' failed" in str(shared)
+    manager.shutdown()
+    assert not os.path.exists(os.path.dirname(manager.address))
+    with pytest.raises(FileNotFoundError):
+        shared.append(3)
+
+
+def test_server_that_dies_while_it_answers_is_an_error() -> None:
+    with Manager() as manager:
+        counter = manager.Counter()
+        with pytest.raises(EOFError, match="gone"):
+            counter.die()
+
+
+def test_connecting_to_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        BaseManager(str(tmp_path / "nothing"), b"x").connect()
+    assert "cannot be reached" in caught.value.__notes__[0]
+
+
+def test_server_without_descriptors_serves_again_when_it_has_some() -> None:
+    import resource
+
+    with Manager() as manager:
+        shared = manager.list([1])
+        assert shared[0] == 1
+        pid = manager._process.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        # The standard streams have these three.
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+        seen: list[int] = []
+        # The accept that waits already has its descriptor; the next one gets none.
+        others = [threading.Thread(target=lambda: seen.append(shared[0])) for _ in range(2)]
+        for other in others:
+            other.start()
+        others[0].join(0.2)
+        others[1].join(0.2)
+        assert len(seen) < 2
+        assert shared[0] == 1  # those that are connected are served
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        for other in others:
+            other.join(30)
+        assert seen == [1, 1]
+
+
+# ---- clients that misbehave or die ----
+
+
+def test_wrong_authkey_is_refused(manager: Manager) -> None:
+    with pytest.raises(AuthenticationError):
+        Manager(manager.address, b"wrong").connect()
+    with pytest.raises(AuthenticationError):
+        managers.ListProxy(managers.Token("list", manager.address, "0"), "pickle", authkey=b"no")
+
+
+def test_request_that_was_interrupted_does_not_confuse_the_next(manager: Manager) -> None:
+    event, numbers = manager.Event(), manager.list([1, 2])
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            event.wait(30)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert numbers[:] == [1, 2]
+    event.set()
+
+
+def take(lock: Any, taken: Any) -> None:
+    lock.acquire()
+    lock.acquire()
+    taken.set()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("kind", ["RLock", "Condition"])
+def test_client_killed_with_a_lock_hangs_nobody(manager: Manager, kind: str) -> None:
+    lock, taken = getattr(manager, kind)(), manager.Event()
+    child = billiard.get_context("fork").Process(target=take, args=(lock, taken))
+    child.start()
+    assert taken.wait(30)
+    assert lock.acquire(True, 30)
+    lock.release()
+    child.join()
+    # What a killed client owned stays counted until the manager ends.
+    for proxy in (lock, taken):
+        proxy._request("decref", (proxy._id,))
+
+
+def test_a_client_that_never_authenticates_holds_up_nobody(manager: Manager) -> None:
+    import socket
+
+    with socket.socket(socket.AF_UNIX) as silent:
+        silent.connect(manager.address)
+        assert manager.list([1])[:] == [1]
+
+
+def test_a_client_with_a_wrong_answer_hears_nothing_but_failure(manager: Manager) -> None:
+    import socket
+    import struct
+
+    with socket.socket(socket.AF_UNIX) as forger:
+        forger.connect(manager.address)
+        assert b"#CHALLENGE#" in forger.recv(1000)
+        forger.sendall(struct.pack("!i", 40) + b"{sha256}" + bytes(32))
+        heard = b""
+        while data := forger.recv(1000):
+            heard += data
+    assert heard == struct.pack("!i", 9) + b"#FAILURE#"
+
+
+def test_forged_messages_do_not_end_the_server(manager: Manager) -> None:
+    from billiard.connection import Client
+
+    for message in (b"", b"nonsense", pickle.dumps(None), pickle.dumps(("0", "append", (), {}))):
+        with Client(manager.address, authkey=process.current_process().authkey) as conn:
+            conn.send_bytes(message)
+            assert conn.recv()[0] == "#TRACEBACK"
+        with Client(manager.address, authkey=process.current_process().authkey) as conn:
+            conn.send((None, "accept_connection", ("forger",), {}))
+            assert conn.recv()[0] == "#RETURN"
+            conn.send_bytes(message or b"\x80")
+            assert conn.recv()[0] == "#TRACEBACK"
+            conn.send(("0", "#GETVALUE", (), {}))  # and the connection goes on
+            assert conn.recv() == ("#RETURN", None)
+    assert manager.list([1])[:] == [1]
+
+
+def churn(table: Any, numbers: Any, jobs: Any, lock: Any) -> None:
+    while True:
+        with lock:
+            table["n"] = table.get("n", 0) + 1
+        numbers.append(table)
+        numbers.pop()["x"] = numbers
+        jobs.put(table)
+        jobs.get()
+
+
+@pytest.mark.stress
+def test_clients_killed_at_any_instant_leave_a_server_that_serves() -> None:
+    import random
+
+    fork = billiard.get_context("fork")
+    with Manager() as manager:
+        shared = (manager.dict(), manager.list(), manager.Queue(), manager.RLock())
+        for _ in range(40):
+            children = [fork.Process(target=churn, args=shared) for _ in range(2)]
+            for child in children:
+                child.start()
+            for child in children:
+                child.join(random.random() / 20)
+                child.kill()
+            for child in children:
+                child.join()
+        with shared[3]:
+            shared[0]["n"] = 1
+        assert shared[0].copy()["n"] == 1
+        shared[1].append(1)
+        shared[2].put(1)
+        del shared
