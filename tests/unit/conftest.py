@@ -1,14 +1,19 @@
-"""What the unit tests of one subject share when they are in several files."""
+"""Fixtures of the unit tests that more than one of their files uses."""
 
 from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from manager_types import Manager
+from pool_tasks import pool_of
 
+import billiard
 from billiard.connection import Connection, Pipe
+
+fork: Any = billiard.get_context("fork")
 
 
 @pytest.fixture(params=[True, False], ids=["sockets", "pipe"])
@@ -32,3 +37,9 @@ def manager(module_manager: Manager) -> Iterator[Manager]:
     yield module_manager
     gc.collect()
     assert module_manager._number_of_objects() == 0, module_manager._debug_info()
+
+
+@pytest.fixture
+def pool() -> Iterator[Any]:
+    with pool_of(fork, 2) as made:
+        yield made

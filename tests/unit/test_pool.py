@@ -1,15 +1,10 @@
-"""billiard.pool: calls, results and what may be passed."""
+"""billiard.pool: calls, results, callbacks and the rest of the interface."""
 
 from __future__ import annotations
 
-import gc
 import os
-import pickle
-import sys
 import threading
 import time
-import warnings
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +13,7 @@ import pytest
 from pool_tasks import (
     PATIENCE,
     Gate,
-    TwoArguments,
-    Unpicklable,
     add,
-    count_up,
-    descriptors,
     eventually,
     fail,
     fail_with,
@@ -45,12 +36,6 @@ from billiard.einfo import ExceptionInfo, RemoteTraceback
 from billiard.exceptions import TimeoutError
 
 fork: Any = billiard.get_context("fork")
-
-
-@pytest.fixture
-def pool() -> Iterator[Any]:
-    with pool_of(fork, 2) as made:
-        yield made
 
 
 # ---- every call, under every start method ----
@@ -296,268 +281,6 @@ def test_a_callback_may_submit(pool: Any) -> None:
     pool.apply_async(square, (2,), callback=callback)
     assert done.wait(PATIENCE)
     assert later[0].get(PATIENCE) == 16
-
-
-# ---- what may be passed ----
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "processes",
-        "maxtasksperchild",
-        "timeout",
-        "soft_timeout",
-        "lost_worker_timeout",
-        "max_memory_per_child",
-        "max_restarts",
-        "max_restart_freq",
-    ],
-)
-def test_numbers_are_no_bools_and_not_negative(name: str) -> None:
-    for value in (True, False):
-        with pytest.raises(TypeError, match="bool"):
-            fork.Pool(**{name: value})
-    with pytest.raises(ValueError, match=name):
-        fork.Pool(**{name: -1})
-    with pytest.raises((TypeError, ValueError)):
-        fork.Pool(**{name: "many"})
-
-
-@pytest.mark.parametrize("kwargs", [{"maxtasksperchild": 0}, {"maxtasksperchild": 1.5}])
-def test_a_worker_does_a_whole_number_of_tasks(kwargs: Any) -> None:
-    with pytest.raises(ValueError, match="maxtasksperchild"):
-        fork.Pool(1, **kwargs)
-
-
-@pytest.mark.parametrize("kwargs", [{"initializer": 5}, {"on_process_exit": "x"}])
-def test_functions_must_be_callable(kwargs: Any) -> None:
-    with pytest.raises(TypeError, match="callable"):
-        fork.Pool(1, **kwargs)
-
-
-def test_calls_check_what_they_get(pool: Any) -> None:
-    for method in (pool.map, pool.imap, pool.imap_unordered, pool.starmap, pool.map_async):
-        items = iter([1, 2])
-        for chunksize in (0, -1):
-            with pytest.raises(ValueError, match=r"Chunksize must be 1\+"):
-                method(square, items, chunksize=chunksize)
-        with pytest.raises(TypeError):
-            method(square, items, chunksize=True)
-        with pytest.raises(TypeError):
-            method(square, items, chunksize=1.5)
-        assert list(items) == [1, 2]
-        with pytest.raises(TypeError):
-            method(square, 5)
-    for name in ("timeout", "soft_timeout", "lost_worker_timeout"):
-        with pytest.raises(ValueError, match=name):
-            pool.apply_async(square, (1,), **{name: -0.5})
-        with pytest.raises(TypeError, match="bool"):
-            pool.apply_async(square, (1,), **{name: True})
-        with pytest.raises(TypeError):
-            pool.apply_async(square, (1,), **{name: "soon"})
-    for name in ("callback", "error_callback", "accept_callback", "timeout_callback"):
-        with pytest.raises(TypeError, match="callable"):
-            pool.apply_async(square, (1,), **{name: 5})
-    for method in (pool.grow, pool.shrink):
-        with pytest.raises(ValueError):
-            method(-1)
-        with pytest.raises(TypeError):
-            method(True)
-        method(0)
-    assert not pool._cache
-
-
-def test_a_closed_pool_says_so(pool: Any) -> None:
-    pool.close()
-    for call in (
-        lambda: pool.apply(square, (1,)),
-        lambda: pool.apply_async(square, (1,)),
-        lambda: pool.map(square, [1]),
-        lambda: pool.map_async(square, [1]),
-        lambda: pool.starmap(add, [(1, 2)]),
-        lambda: pool.starmap_async(add, [(1, 2)]),
-        lambda: pool.imap(square, [1]),
-        lambda: pool.imap_unordered(square, [1]),
-        pool.__enter__,
-    ):
-        with pytest.raises(ValueError, match="Pool not running"):
-            call()
-    pool.join()
-    pool.close()
-    pool.terminate()
-    pool.join()
-
-
-def test_only_a_closed_pool_can_be_joined(pool: Any) -> None:
-    with pytest.raises(ValueError, match="still running"):
-        pool.join()
-
-
-def test_pools_do_not_travel(pool: Any) -> None:
-    with pytest.raises(NotImplementedError):
-        pickle.dumps(pool)
-
-
-def test_a_forked_child_cannot_use_its_parent_s_pool(pool: Any) -> None:
-    def child() -> None:
-        try:
-            pool.apply_async(square, (1,))
-        except RuntimeError:
-            sys.exit(17)
-
-    process = fork.Process(target=child)
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode == 17
-    assert pool.apply(square, (2,)) == 4
-
-
-def test_what_a_worker_cannot_be_sent_fails_its_own_job(pool: Any) -> None:
-    for call in (
-        lambda: pool.apply(square, (Unpicklable(),)),
-        lambda: pool.map(square, [1, Unpicklable()], 1),
-        lambda: next(pool.imap(square, [Unpicklable()])),
-    ):
-        with pytest.raises(RuntimeError, match="not this one"):
-            call()
-    with pytest.raises(TypeError, match="lock"):
-        pool.apply(square, (threading.Lock(),))
-    errors: list[Any] = []
-    pool.apply_async(square, (Unpicklable(),), error_callback=errors.append).wait(PATIENCE)
-    eventually(lambda: errors)
-    assert errors[0].type is RuntimeError
-    assert pool.map(square, [2]) == [4]
-    assert not pool._cache
-
-
-def test_something_that_is_no_function_fails_its_own_job(pool: Any) -> None:
-    with pytest.raises(TypeError, match="not callable"):
-        pool.apply(5)
-    with pytest.raises(TypeError):
-        pool.apply(square, (1, 2, 3))
-    with pytest.raises(TypeError):
-        pool.apply(square, 5)
-
-
-# ---- the iterables of callers ----
-
-
-class Failing:
-    """Gives ``good`` items, then raises."""
-
-    def __init__(self, good: int, length: int | None = None) -> None:
-        self.good = good
-        if length is not None:
-            self.__class__ = type("Sized", (Failing,), {"__len__": lambda self: length})
-
-    def __iter__(self) -> Iterator[int]:
-        yield from range(self.good)
-        raise TwoArguments(1, 2)
-
-
-@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
-@pytest.mark.parametrize("good", [0, 1, 3])
-def test_what_an_iterable_raises_is_raised_at_that_point(pool: Any, method: str, good: int) -> None:
-    it = getattr(pool, method)(square, Failing(good))
-    got = []
-    with pytest.raises(TwoArguments):
-        for _ in range(good + 1):
-            got.append(next(it))
-    assert method == "imap_unordered" or got == [x * x for x in range(good)]
-    if method == "imap":
-        with pytest.raises(StopIteration):
-            next(it)
-    eventually(lambda: not pool._cache)
-
-
-def test_what_an_iterable_raises_fails_the_map(pool: Any) -> None:
-    with pytest.raises(TwoArguments):
-        pool.map(square, Failing(2))
-    with pytest.raises(TwoArguments):
-        pool.map(square, Failing(2, length=5), 1)
-    with pytest.raises(TwoArguments):
-        list(pool.imap(square, Failing(3), chunksize=2))
-    assert pool.map(square, [2]) == [4]
-
-
-def test_work_is_done_in_the_order_of_submission() -> None:
-    with pool_of(fork, 1) as pool:
-        before = pool.starmap_async(count_up, [()] * 2000, 1)
-        assert pool.apply(count_up) == 2001
-        assert before.get(PATIENCE)[-1] == 2000
-
-
-# ---- references ----
-
-
-counted: weakref.WeakSet[Counted] = weakref.WeakSet()
-
-
-class Counted:
-    def __init__(self) -> None:
-        counted.add(self)
-
-
-def test_finished_tasks_are_not_kept(pool: Any) -> None:
-    pool.map(type, [Counted() for _ in range(10)])
-    pool.map(type, [Counted() for _ in range(10)], 1)
-    pool.apply(type, (Counted(),))
-    assert len(list(pool.imap(type, (Counted() for _ in range(10))))) == 10
-    pool.apply_async(fail, (Counted(),)).wait(PATIENCE)
-    eventually(lambda: gc.collect() is not None and not counted)
-
-
-def test_a_pool_that_nobody_uses_is_collected_with_a_warning() -> None:
-    pool = fork.Pool(1)
-    worker = pool._pool[0]
-    gone = weakref.ref(pool)
-    caught: list[Any] = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        # Not recorded: a record keeps what it warns of.
-        warnings.showwarning = lambda message, category, *args: caught.append((category, message))
-        del pool
-        eventually(lambda: gc.collect() is not None and gone() is None)
-    ((category, message),) = caught
-    assert category is ResourceWarning and "unclosed running" in str(message)
-    worker.join(PATIENCE)
-    assert worker.exitcode is not None
-
-
-def test_a_closed_pool_is_collected_without_a_warning() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        pool = fork.Pool(1)
-        pool.close()
-        del pool
-        gc.collect()
-
-
-def test_a_result_keeps_its_pool_until_it_is_there(tmp_path: Path) -> None:
-    event = Gate(tmp_path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        result = fork.Pool(1).apply_async(wait_for, (event, 5))
-        gc.collect()
-        event.set()
-        assert result.get(PATIENCE) == 5
-        eventually(lambda: gc.collect() is not None and result._pool is None)
-        it = fork.Pool(1).imap(square, range(5))
-        assert list(it) == [0, 1, 4, 9, 16]
-        gc.collect()
-
-
-def test_a_worker_has_nothing_of_other_workers(ctx: Any) -> None:
-    with pool_of(ctx, 1) as one, pool_of(ctx, 5) as five:
-        alone = one.apply(descriptors)
-        for found in five.map(descriptors, range(10), 1):
-            pipes = [what for what in found.values() if what.startswith("pipe:")]
-            others = [what for what in alone.values() if what.startswith("pipe:")]
-            assert len(pipes) == len(others), (alone, found)
-            # Those that this process was given by its own parent.
-            mine = set(descriptors().values())
-            assert not (set(pipes) - mine) & set(others), (alone, found)
 
 
 # ---- the rest of the interface ----

@@ -1,0 +1,82 @@
+"""billiard.pool: what pools, results and workers keep, and what they let go."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+import weakref
+from pathlib import Path
+from typing import Any
+
+from pool_tasks import PATIENCE, Gate, descriptors, eventually, fail, pool_of, square, wait_for
+
+import billiard
+
+fork: Any = billiard.get_context("fork")
+counted: weakref.WeakSet[Counted] = weakref.WeakSet()
+
+
+class Counted:
+    def __init__(self) -> None:
+        counted.add(self)
+
+
+def test_finished_tasks_are_not_kept(pool: Any) -> None:
+    pool.map(type, [Counted() for _ in range(10)])
+    pool.map(type, [Counted() for _ in range(10)], 1)
+    pool.apply(type, (Counted(),))
+    assert len(list(pool.imap(type, (Counted() for _ in range(10))))) == 10
+    pool.apply_async(fail, (Counted(),)).wait(PATIENCE)
+    eventually(lambda: gc.collect() is not None and not counted)
+
+
+def test_a_pool_that_nobody_uses_is_collected_with_a_warning() -> None:
+    pool = fork.Pool(1)
+    worker = pool._pool[0]
+    gone = weakref.ref(pool)
+    caught: list[Any] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        # Not recorded: a record keeps what it warns of.
+        warnings.showwarning = lambda message, category, *args: caught.append((category, message))
+        del pool
+        eventually(lambda: gc.collect() is not None and gone() is None)
+    ((category, message),) = caught
+    assert category is ResourceWarning and "unclosed running" in str(message)
+    worker.join(PATIENCE)
+    assert worker.exitcode is not None
+
+
+def test_a_closed_pool_is_collected_without_a_warning() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pool = fork.Pool(1)
+        pool.close()
+        del pool
+        gc.collect()
+
+
+def test_a_result_keeps_its_pool_until_it_is_there(tmp_path: Path) -> None:
+    event = Gate(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = fork.Pool(1).apply_async(wait_for, (event, 5))
+        gc.collect()
+        event.set()
+        assert result.get(PATIENCE) == 5
+        eventually(lambda: gc.collect() is not None and result._pool is None)
+        it = fork.Pool(1).imap(square, range(5))
+        assert list(it) == [0, 1, 4, 9, 16]
+        gc.collect()
+
+
+def test_a_worker_has_nothing_of_other_workers(ctx: Any) -> None:
+    with pool_of(ctx, 1) as one, pool_of(ctx, 5) as five:
+        alone = one.apply(descriptors)
+        for found in five.map(descriptors, range(10), 1):
+            pipes = [what for what in found.values() if what.startswith("pipe:")]
+            others = [what for what in alone.values() if what.startswith("pipe:")]
+            assert len(pipes) == len(others), (alone, found)
+            # Those that this process was given by its own parent.
+            mine = set(descriptors().values())
+            assert not (set(pipes) - mine) & set(others), (alone, found)
