@@ -9,7 +9,7 @@ SHELL := /bin/bash
 # The interpreter to make the virtual environment with: by default the first that is new enough.
 PYTHON ?=
 VENV ?= .venv
-# More arguments for pytest: make test PYTEST_ARGS="tests/unit/test_pool.py -k grow"
+# More arguments for pytest: make test PYTEST_ARGS="tests/unit/test_pool_life.py -k grow"
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 STRESS_SECONDS ?= 60
