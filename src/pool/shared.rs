@@ -94,17 +94,13 @@ pub struct Common {
 
 impl Common {
     pub fn create() -> nix::Result<Self> {
-        Segment::create(c"billiard-pool", COMMON_SIZE).map(Self::over)
+        let segment = Segment::create(c"billiard-pool", COMMON_SIZE)?;
+        Ok(Self { segment })
     }
 
     pub fn open(fd: OwnedFd) -> nix::Result<Self> {
-        Segment::open(fd, COMMON_SIZE).map(Self::over)
-    }
-
-    fn over(segment: Segment) -> Self {
-        Self {
-            segment: Arc::new(segment),
-        }
+        let segment = Segment::open(fd, COMMON_SIZE)?;
+        Ok(Self { segment })
     }
 
     pub fn segment(&self) -> &Arc<Segment> {
@@ -270,17 +266,12 @@ impl Lane {
     pub fn create() -> nix::Result<Self> {
         let segment = Segment::create(c"billiard-worker", LANE_SIZE)?;
         segment.withhold();
-        Ok(Self::over(segment))
+        Ok(Self { segment })
     }
 
     pub fn open(fd: OwnedFd) -> nix::Result<Self> {
-        Segment::open(fd, LANE_SIZE).map(Self::over)
-    }
-
-    fn over(segment: Segment) -> Self {
-        Self {
-            segment: Arc::new(segment),
-        }
+        let segment = Segment::open(fd, LANE_SIZE)?;
+        Ok(Self { segment })
     }
 
     pub fn segment(&self) -> &Arc<Segment> {

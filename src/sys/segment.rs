@@ -8,6 +8,7 @@ use std::ffi::CStr;
 use std::num::NonZeroUsize;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use nix::errno::Errno;
@@ -137,7 +138,7 @@ impl Drop for Map {
     }
 }
 
-/// A memfd with its head mapped.
+/// A memfd with its head mapped. Several handles share it: those of its extents, for one.
 #[derive(Debug)]
 pub struct Segment {
     fd: Descriptor,
@@ -146,7 +147,7 @@ pub struct Segment {
 
 impl Segment {
     /// A fresh segment, all zero, whose first `head` bytes are mapped.
-    pub fn create(name: &CStr, head: usize) -> nix::Result<Self> {
+    pub fn create(name: &CStr, head: usize) -> nix::Result<Arc<Self>> {
         let fd = memfd_create(name, MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         ftruncate(&fd, head as libc::off_t)?;
         // Nobody can shorten it under a mapping, which would be SIGBUS.
@@ -156,15 +157,15 @@ impl Segment {
     }
 
     /// The segment behind a descriptor that another process made; `EINVAL` if it is too short.
-    pub fn open(fd: OwnedFd, head: usize) -> nix::Result<Self> {
+    pub fn open(fd: OwnedFd, head: usize) -> nix::Result<Arc<Self>> {
         if usize::try_from(fstat(&fd)?.st_size).unwrap_or(0) < head {
             return Err(Errno::EINVAL);
         }
         let map = Map::new(fd.as_fd(), 0, head, MapFlags::MAP_SHARED)?;
-        Ok(Self {
+        Ok(Arc::new(Self {
             fd: Descriptor::new(fd),
             head: map,
-        })
+        }))
     }
 
     pub fn head(&self) -> &Map {

@@ -241,9 +241,11 @@ impl Room {
 
 #[cfg(all(test, not(loom)))]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
 
-    fn segment() -> Segment {
+    fn segment() -> Arc<Segment> {
         Segment::create(c"test", PAGE).unwrap()
     }
 

@@ -18,7 +18,7 @@ fn bounds(lent: usize) -> Bounds {
 
 fn pair(lent: usize) -> (Arc<Segment>, Pool, Receiver) {
     assert!(TABLE + table_size(ENTRIES) <= HEAD);
-    let segment = Arc::new(Segment::create(c"test", HEAD).unwrap());
+    let segment = Segment::create(c"test", HEAD).unwrap();
     let pool = Pool::with_bounds(segment.clone(), TABLE, ENTRIES, HEAD, bounds(lent));
     let receiver = Receiver::new(segment.clone(), TABLE, ENTRIES, 3);
     (segment, pool, receiver)

@@ -34,7 +34,6 @@ impl ExtentSender {
     fn new(entries: usize, limit: Option<usize>, idle: Option<usize>) -> PyResult<Self> {
         let head = head_size(entries)?;
         let segment = Segment::create(c"billiard-extents", head).map_err(os_error)?;
-        let segment = Arc::new(segment);
         let default = Bounds::default();
         let bounds = Bounds {
             lent: limit.unwrap_or(default.lent),
@@ -138,7 +137,7 @@ impl ExtentReceiver {
             return Err(PyValueError::new_err("no number for a receiver"));
         }
         let segment = Segment::open(fd, head).map_err(os_error)?;
-        let receiver = Receiver::new(Arc::new(segment), 0, entries, holder);
+        let receiver = Receiver::new(segment, 0, entries, holder);
         Ok(Self { receiver })
     }
 
