@@ -1,7 +1,8 @@
 //! Python memory as the system calls want it: buffers to send from and to receive into, and
-//! `bytes` objects that are filled in place.
+//! `bytes` objects that are filled in place. And ours as Python wants it: views.
 #![allow(unsafe_code)]
 
+use std::ffi::c_int;
 use std::ptr::NonNull;
 
 use pyo3::buffer::PyUntypedBuffer;
@@ -100,6 +101,34 @@ fn contiguous(object: &Bound<'_, PyAny>) -> PyResult<PyUntypedBuffer> {
         Err(PyBufferError::new_err(
             "memoryview: underlying buffer is not C-contiguous",
         ))
+    }
+}
+
+/// What `__getbuffer__` of an object does that is a buffer of its own: `len` bytes from `start` on.
+///
+/// # Safety
+/// `view` is null or the interpreter's, to be filled. The bytes are initialised and stay where they
+/// are for as long as the object lives, and if `readonly` is false, Python may write to them.
+pub unsafe fn fill_view(
+    object: &Bound<'_, PyAny>,
+    view: *mut ffi::Py_buffer,
+    start: *const u8,
+    len: usize,
+    readonly: bool,
+    flags: c_int,
+) -> PyResult<()> {
+    if view.is_null() {
+        return Err(PyBufferError::new_err("no view to fill"));
+    }
+    let (memory, size) = (start.cast_mut().cast(), len as ffi::Py_ssize_t);
+    // SAFETY: the caller vouches for the view and the bytes; the view holds the object.
+    let failed = unsafe {
+        ffi::PyBuffer_FillInfo(view, object.as_ptr(), memory, size, readonly.into(), flags)
+    };
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(PyErr::fetch(object.py()))
     }
 }
 

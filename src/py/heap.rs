@@ -1,7 +1,7 @@
 //! The shared-memory arena: under `billiard/heap.py`.
 #![allow(unsafe_code)] // the buffer protocol
 
-use std::ffi::{c_int, c_void};
+use std::ffi::c_int;
 use std::sync::Arc;
 
 use pyo3::exceptions::PyAssertionError;
@@ -9,6 +9,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::buffer::fill_view;
 use super::error::os_error;
 use crate::ipc::arena;
 use crate::ipc::family::Promise;
@@ -154,16 +155,10 @@ impl Block {
         flags: c_int,
     ) -> PyResult<()> {
         let block = &slf.get().block;
-        let (start, len) = (block.address().as_ptr().cast::<c_void>(), block.size());
-        // SAFETY: the interpreter gave us `view` to fill; the bytes stay mapped for as long as the
-        // block is held, and the view holds it.
-        let failed =
-            unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len as isize, 0, flags) };
-        if failed != 0 {
-            Err(PyErr::fetch(slf.py()))
-        } else {
-            Ok(())
-        }
+        let start = block.address().as_ptr();
+        // SAFETY: the interpreter's view; the bytes stay mapped for as long as the block is held,
+        // which the object does, and are there to be written to.
+        unsafe { fill_view(slf.as_any(), view, start, block.size(), false, flags) }
     }
 }
 

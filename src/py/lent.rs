@@ -6,11 +6,10 @@
 
 use std::ffi::c_int;
 
-use pyo3::exceptions::PyBufferError;
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use super::buffer::Room;
+use super::buffer::{Room, fill_view};
 use crate::sys::io::{Source, Target};
 use crate::sys::mutex::Mutex;
 
@@ -77,26 +76,10 @@ impl Lent {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        if view.is_null() {
-            return Err(PyBufferError::new_err("no view to fill"));
-        }
         let message = slf.get();
-        // SAFETY: the view holds a reference to the object, whose memory neither moves nor changes
-        // any more and is initialised for `size` bytes: objects are made of whole messages only.
-        let failed = unsafe {
-            ffi::PyBuffer_FillInfo(
-                view,
-                slf.as_ptr(),
-                message.memory.as_ptr().cast_mut().cast(),
-                message.size as ffi::Py_ssize_t,
-                1,
-                flags,
-            )
-        };
-        if failed == 0 {
-            Ok(())
-        } else {
-            Err(PyErr::fetch(slf.py()))
-        }
+        let start = message.memory.as_ptr();
+        // SAFETY: the interpreter's view; the memory of the object neither moves nor changes any
+        // more and is initialised for `size` bytes: objects are made of whole messages only.
+        unsafe { fill_view(slf.as_any(), view, start, message.size, true, flags) }
     }
 }

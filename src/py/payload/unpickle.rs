@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use nix::errno::Errno;
-use pyo3::exceptions::{PyBufferError, PyMemoryError, PyRuntimeError};
+use pyo3::exceptions::{PyMemoryError, PyRuntimeError};
 use pyo3::ffi;
 use pyo3::intern;
 use pyo3::prelude::*;
@@ -15,7 +15,7 @@ use pyo3::types::{PyDict, PyList, PyMemoryView};
 
 use super::{BUFFER, HEADER, LARGE, LONG_COPY, MAPPED};
 use crate::ipc::extents::{Private, Shared, Taken};
-use crate::py::buffer::BytesInMaking;
+use crate::py::buffer::{BytesInMaking, fill_view};
 use crate::py::error::os_error;
 
 /// Where a message is. *Process-local*.
@@ -222,27 +222,11 @@ impl Part {
         view: *mut ffi::Py_buffer,
         flags: c_int,
     ) -> PyResult<()> {
-        if view.is_null() {
-            return Err(PyBufferError::new_err("no view to fill"));
-        }
         let part = slf.get();
-        // SAFETY: the view holds the object, which holds the memory, and the range is inside of it
-        // (`Layout::read`). Only the pickle is in memory that is not this process's own, and that
-        // part is read-only. Rust has no reference to the bytes any more.
-        let failed = unsafe {
-            ffi::PyBuffer_FillInfo(
-                view,
-                slf.as_ptr(),
-                part.start as *mut _,
-                part.len as ffi::Py_ssize_t,
-                part.readonly.into(),
-                flags,
-            )
-        };
-        if failed == 0 {
-            Ok(())
-        } else {
-            Err(PyErr::fetch(slf.py()))
-        }
+        let start = part.start as *const u8;
+        // SAFETY: the interpreter's view; the object holds the memory, and the range is inside of
+        // it (`Layout::read`). Only the pickle is in memory that is not this process's own, and
+        // that part is read-only. Rust has no reference to the bytes any more.
+        unsafe { fill_view(slf.as_any(), view, start, part.len, part.readonly, flags) }
     }
 }
