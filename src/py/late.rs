@@ -1,7 +1,21 @@
-//! A value of an object that is set after the object was made.
+//! What an object gets after it was made: in `__init__`, or when it is unpickled.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
+
+use pyo3::exceptions::PyRuntimeError;
+use pyo3::prelude::*;
+
+/// The error of an object, a `what`, that did not get it.
+#[cold]
+pub fn missing(what: &str) -> PyErr {
+    PyRuntimeError::new_err(format!("__init__ of the {what} was not called"))
+}
+
+/// The error of an object, a `what`, that got it already, if setting it has said so.
+pub fn once<T>(set: Result<(), T>, what: &str) -> PyResult<()> {
+    set.map_err(|_| PyRuntimeError::new_err(format!("{what} is already initialised")))
+}
 
 /// Set once, in `__init__`; until then there is nothing.
 ///

@@ -4,13 +4,13 @@
 use std::ffi::c_int;
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::{PyRuntimeError, PyTypeError};
+use pyo3::exceptions::PyTypeError;
 use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
-use super::late::Late;
+use super::late::{self, Late};
 use super::synchronize::anylock::AnyLock;
 
 #[derive(Debug)]
@@ -27,9 +27,7 @@ pub struct Guarded {
 
 impl Guarded {
     fn parts(&self) -> PyResult<&Parts> {
-        self.parts
-            .get()
-            .ok_or_else(|| PyRuntimeError::new_err("__init__ of the object was not called"))
+        self.parts.get().ok_or_else(|| late::missing("object"))
     }
 }
 
@@ -46,12 +44,7 @@ impl Guarded {
             obj: obj.unbind(),
             lock: AnyLock::new(lock),
         };
-        let again = self.parts.set(parts).is_err();
-        if again {
-            Err(PyRuntimeError::new_err("object is already initialised"))
-        } else {
-            Ok(())
-        }
+        late::once(self.parts.set(parts), "object")
     }
 
     #[getter]

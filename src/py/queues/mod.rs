@@ -16,7 +16,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
-use pyo3::exceptions::{PyException, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyException, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
@@ -26,6 +26,7 @@ use self::parts::{Parts, SHORT};
 use super::block::{Deadline, block_on};
 use super::error::os_error;
 use super::heap;
+use super::late;
 use crate::ipc::channel::{Channel, Put};
 use crate::ipc::fifo::{self, At, bell};
 use crate::sys::fork;
@@ -50,9 +51,7 @@ fn deadline(block: Option<&Bound<'_, PyAny>>, timeout: Option<f64>) -> PyResult<
 impl Queue {
     #[inline]
     fn parts(&self) -> PyResult<&Parts> {
-        self.parts
-            .get()
-            .ok_or_else(|| PyRuntimeError::new_err("__init__ of the queue was not called"))
+        self.parts.get().ok_or_else(|| late::missing("queue"))
     }
 
     #[inline]
@@ -66,10 +65,7 @@ impl Queue {
     }
 
     fn set_parts(&self, channel: Channel) -> PyResult<()> {
-        if self.parts.set(Parts::new(channel)).is_err() {
-            return Err(PyRuntimeError::new_err("queue is already initialised"));
-        }
-        Ok(())
+        late::once(self.parts.set(Parts::new(channel)), "queue")
     }
 
     /// The first time that something has to wait for room, in each process.

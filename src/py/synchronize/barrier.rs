@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::{PyRuntimeError, PyValueError};
+use pyo3::exceptions::PyValueError;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -16,7 +16,7 @@ use crate::ipc::spin::{self, Spinner};
 use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
 use crate::py::heap;
-use crate::py::late::Late;
+use crate::py::late::{self, Late};
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::LineRef;
 use crate::sys::{cpu, fork};
@@ -107,12 +107,7 @@ pub struct Barrier {
 
 impl Barrier {
     fn parts(&self) -> PyResult<&Parts> {
-        match self.parts.get() {
-            Some(parts) => Ok(parts),
-            None => Err(PyRuntimeError::new_err(
-                "__init__ of the barrier was not called",
-            )),
-        }
+        self.parts.get().ok_or_else(|| late::missing("barrier"))
     }
 
     fn set_parts(
@@ -128,24 +123,16 @@ impl Barrier {
             .ok_or_else(|| {
                 PyValueError::new_err(format!("{parties} parties: not in 1..{}", barrier::MOST))
             })?;
-        let line = block.line();
-        let again = self
-            .parts
-            .set(Parts {
-                block,
-                line,
-                parties,
-                action,
-                timeout,
-                spinner: Spinner::default(),
-                other: AtomicU64::new(0),
-            })
-            .is_err();
-        if again {
-            Err(PyRuntimeError::new_err("barrier is already initialised"))
-        } else {
-            Ok(())
-        }
+        let parts = Parts {
+            line: block.line(),
+            block,
+            parties,
+            action,
+            timeout,
+            spinner: Spinner::default(),
+            other: AtomicU64::new(0),
+        };
+        late::once(self.parts.set(parts), "barrier")
     }
 }
 

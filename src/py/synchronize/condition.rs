@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::{PyAssertionError, PyOverflowError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyAssertionError, PyOverflowError, PyValueError};
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
@@ -17,7 +17,7 @@ use crate::ipc::spin::{self, Spinner};
 use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
-use crate::py::late::Late;
+use crate::py::late::{self, Late};
 use crate::sys::cpu;
 use crate::sys::memory::LineRef;
 
@@ -43,32 +43,18 @@ pub struct Condition {
 impl Condition {
     #[inline]
     fn parts(&self) -> PyResult<&Parts> {
-        match self.parts.get() {
-            Some(parts) => Ok(parts),
-            None => Err(PyRuntimeError::new_err(
-                "__init__ of the condition was not called",
-            )),
-        }
+        self.parts.get().ok_or_else(|| late::missing("condition"))
     }
 
     fn set_parts(&self, lock: Bound<'_, PyAny>, block: Arc<Block>) -> PyResult<()> {
-        let lock = AnyLock::new(lock);
-        let line = block.line();
-        let again = self
-            .parts
-            .set(Parts {
-                block,
-                line,
-                lock,
-                spinner: Spinner::default(),
-                notifier: AtomicU64::new(0),
-            })
-            .is_err();
-        if again {
-            Err(PyRuntimeError::new_err("condition is already initialised"))
-        } else {
-            Ok(())
-        }
+        let parts = Parts {
+            line: block.line(),
+            block,
+            lock: AnyLock::new(lock),
+            spinner: Spinner::default(),
+            notifier: AtomicU64::new(0),
+        };
+        late::once(self.parts.set(parts), "condition")
     }
 }
 

@@ -3,7 +3,6 @@
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 
-use pyo3::exceptions::PyRuntimeError;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -14,6 +13,7 @@ use crate::ipc::spin::{self, Spinner};
 use crate::py::block::Deadline;
 use crate::py::error::os_error;
 use crate::py::heap;
+use crate::py::late;
 use crate::sys::cpu;
 use crate::sys::memory::LineRef;
 
@@ -37,9 +37,7 @@ struct Parts {
 impl Event {
     #[inline]
     fn parts(&self) -> PyResult<&Parts> {
-        self.parts
-            .get()
-            .ok_or_else(|| PyRuntimeError::new_err("__init__ of the event was not called"))
+        self.parts.get().ok_or_else(|| late::missing("event"))
     }
 
     #[inline]
@@ -48,20 +46,12 @@ impl Event {
     }
 
     fn set_parts(&self, block: Arc<Block>) -> PyResult<()> {
-        let line = block.line();
-        let again = self
-            .parts
-            .set(Parts {
-                block,
-                line,
-                spinner: Spinner::default(),
-            })
-            .is_err();
-        if again {
-            Err(PyRuntimeError::new_err("event is already initialised"))
-        } else {
-            Ok(())
-        }
+        let parts = Parts {
+            line: block.line(),
+            block,
+            spinner: Spinner::default(),
+        };
+        late::once(self.parts.set(parts), "event")
     }
 }
 

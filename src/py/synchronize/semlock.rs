@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
-use pyo3::exceptions::{PyOSError, PyRuntimeError, PyValueError};
+use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
@@ -12,6 +12,7 @@ use crate::ipc::arena::Block;
 use crate::ipc::semaphore;
 use crate::py::error::os_error;
 use crate::py::heap;
+use crate::py::late;
 
 /// A semaphore or recursive mutex in shared memory. *Process-shared* words; the object itself is
 /// *process-local*. A forked child inherits both: it does not own what its parent had acquired.
@@ -23,7 +24,7 @@ pub struct SemLock {
 impl SemLock {
     #[inline]
     pub fn parts(&self) -> PyResult<&Parts> {
-        self.parts.get().ok_or_else(not_initialised)
+        self.parts.get().ok_or_else(|| late::missing("lock"))
     }
 
     /// Acquires it if that needs no waiting.
@@ -59,18 +60,8 @@ impl SemLock {
     }
 
     fn set(&self, parts: Parts) -> PyResult<()> {
-        let again = self.parts.set(parts).is_err();
-        if again {
-            Err(PyRuntimeError::new_err("lock is already initialised"))
-        } else {
-            Ok(())
-        }
+        late::once(self.parts.set(parts), "lock")
     }
-}
-
-#[cold]
-fn not_initialised() -> PyErr {
-    PyRuntimeError::new_err("__init__ of the lock was not called")
 }
 
 /// A lock of this kind that can have this value, or what is wrong.
