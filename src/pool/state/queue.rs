@@ -1,23 +1,17 @@
 //! Tasks on their way to workers: in, back out, and around.
 
 use std::cmp::Reverse;
-use std::sync::atomic::Ordering;
-use std::sync::atomic::fence;
+use std::sync::atomic::{Ordering, fence};
 
 use super::timers::{Alarm, Timer};
 use super::{Cancelled, Gained, STUCK_AFTER, State, Task};
-use crate::ipc::claim;
-use crate::ipc::claim::PARENT;
-use crate::ipc::lease;
-use crate::ipc::sleepers;
+use crate::ipc::claim::{self, PARENT};
+use crate::ipc::{lease, sleepers};
 use crate::pool::jobs::Owner;
 use crate::pool::message::Call;
-use crate::pool::shared::SLOTS;
-use crate::pool::shared::TaskHead;
-use crate::pool::shared::WANTS_ACK;
-use crate::sys::clock;
-use crate::sys::futex;
+use crate::pool::shared::{SLOTS, TaskHead, WANTS_ACK};
 use crate::sys::io::Source;
+use crate::sys::{clock, futex};
 
 impl State {
     /// Takes a task. Its number, or the task back if none is wanted.

@@ -2,8 +2,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::atomic::fence;
+use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use super::timers::{Alarm, Timer};
@@ -11,9 +10,7 @@ use super::{Gained, Mail, State, TIMERS, VIEWS};
 use crate::ipc::extents::Receiver;
 use crate::ipc::ring;
 use crate::pool::jobs::Owner;
-use crate::pool::message::Body;
-use crate::pool::message::Outcome;
-use crate::pool::message::record;
+use crate::pool::message::{Body, Outcome, record};
 use crate::pool::shared::Lane;
 use crate::sys::futex;
 

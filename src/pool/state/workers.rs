@@ -3,27 +3,17 @@
 use std::cmp::Reverse;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::sync::atomic::fence;
+use std::sync::atomic::{Ordering, fence};
 
 use super::timers::{Alarm, Timer};
 use super::{DEADLY, Gained, KILL_AFTER, Lost, Mail, POOL, State};
-use crate::ipc::claim;
 use crate::ipc::extents::Receiver;
-use crate::ipc::lease;
-use crate::ipc::lease::Phase;
-use crate::ipc::sleepers;
+use crate::ipc::lease::{self, Phase};
+use crate::ipc::{claim, sleepers};
 use crate::pool::jobs::Owner;
 use crate::pool::message::Call;
-use crate::pool::shared::LANE_EXTENTS;
-use crate::pool::shared::LANE_TABLE;
-use crate::pool::shared::Lane;
-use crate::pool::shared::SLOT;
-use crate::pool::shared::SLOTS;
-use crate::pool::shared::TaskHead;
-use crate::sys::clock;
-use crate::sys::futex;
-use crate::sys::pidfd;
+use crate::pool::shared::{LANE_EXTENTS, LANE_TABLE, Lane, SLOT, SLOTS, TaskHead};
+use crate::sys::{clock, futex, pidfd};
 
 /// A worker as the pool sees it.
 #[derive(Debug)]
