@@ -6,7 +6,7 @@
  pickled for a child being started:  lend(block) = (segment as a descriptor, offset, size)
  unpickled there:                    borrow(...)
 ```
-The allocator is in the core (`src/ipc/arena.rs`): a block is freed with the last object that holds
+The allocator is in the core (`src/ipc/arena/`): a block is freed with the last object that holds
 it, and its bytes are used again when no living process can see them. A child gets one descriptor
 per segment, however many blocks of it are sent.
 """
