@@ -1,50 +1,32 @@
 //! The worker's side.
+//!
+//! [`tasks`] come in, [`running`] calls them, and [`reports`] go out.
+
+mod reports;
+mod running;
+mod tasks;
 
 use std::os::fd::RawFd;
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
-use pyo3::exceptions::{
-    PyException, PyKeyboardInterrupt, PyRuntimeError, PySystemExit, PyValueError,
-};
+use pyo3::exceptions::{PyException, PyRuntimeError, PySystemExit, PyValueError};
 use pyo3::intern;
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList};
 
-use super::calls::{self, Known, Work};
+use self::running::{RUNNING, STATION, Serving};
+use super::calls::{Known, Work};
 use crate::pool::hub::Hub;
 use crate::pool::message::record;
-use crate::pool::shared::{Common, IN_EXTENT, Lane, SLOT, TaskHead, WANTS_ACK, WORKERS};
-use crate::pool::station::{Look, Station};
-use crate::py::block::{Deadline, block_on};
+use crate::pool::shared::{Common, Lane, WORKERS};
+use crate::pool::station::Station;
 use crate::py::codec;
 use crate::py::error::os_error;
-use crate::py::payload::{Outgoing, Source};
 use crate::sys::fork;
 use crate::sys::mutex::Mutex;
 
-/// Extents of arguments that a worker may hold on to (views of arrays that outlive their task).
-/// What comes then is copied: the pool has so many for all workers.
-const VIEWS: usize = 16;
-
-/// The task whose function runs in this process, 0 if none does. Process-local.
-static RUNNING: AtomicU64 = AtomicU64::new(0);
-/// The station of this process, if it is a worker. One that a worker has forked, for a pool of its
-/// own, inherits that worker's. The mutex is held for an instant and with the GIL.
-static STATION: Mutex<Option<(u32, Arc<Station>)>> = Mutex::new(None);
-
-/// Whether the soft limit of the task that runs here has passed. For the signal's handler: a signal
-/// that comes late must not hit the next task.
-#[pyfunction]
-pub(super) fn soft_limit_passed() -> bool {
-    let running = RUNNING.load(Ordering::SeqCst);
-    match &*STATION.lock() {
-        Some((pid, station)) if *pid == fork::pid() => running != 0 && station.soft() == running,
-        _ => false,
-    }
-}
+pub(super) use running::soft_limit_passed;
 
 /// The physical memory that this process has at the moment, in KiB; 0 if that is not known.
 #[pyfunction]
@@ -102,224 +84,6 @@ impl PoolLane {
             std::mem::forget(before);
             station
         })
-    }
-
-    /// Sends a record, waiting for room if there is none.
-    fn report(&self, py: Python<'_>, tag: u32, parts: &[&[u8]]) -> PyResult<()> {
-        let station = self.station();
-        if station.try_report(tag, parts) {
-            return Ok(());
-        }
-        while !block_on(py, Deadline::Never, |_| station.report_or_sleep(tag, parts))? {}
-        Ok(())
-    }
-
-    /// Waits for a task; `None`: there will be no more.
-    fn claim(&self, py: Python<'_>) -> PyResult<Option<u64>> {
-        let station = self.station();
-        let mut look = station.look();
-        loop {
-            match look {
-                Look::Claimed(position) => return Ok(Some(position)),
-                Look::Leave => {
-                    station.pass_on();
-                    return Ok(None);
-                }
-                Look::Nothing => {}
-            }
-            look = py.detach(|| station.spin());
-            if look == Look::Nothing {
-                look = block_on(py, Deadline::Never, |_| station.sleep())?;
-                if look == Look::Nothing {
-                    look = station.look();
-                }
-            }
-        }
-    }
-
-    /// Takes the claimed task.
-    fn accept<'py>(
-        &self,
-        wire: &Bound<'py, PyAny>,
-        position: u64,
-    ) -> PyResult<(TaskHead, PyResult<Work<'py>>)> {
-        let py = wire.py();
-        let station = self.station();
-        let mut slot = [0; SLOT];
-        let head = station.accept(position, &mut slot);
-        if head.flags & WANTS_ACK != 0 {
-            self.report(py, record::ACK, &[&head.task.to_le_bytes()])?;
-        }
-        let bytes = &slot[TaskHead::SIZE..TaskHead::SIZE + head.payload()];
-        let work = if head.flags & IN_EXTENT == 0 {
-            calls::decode_call(wire, &mut self.known.lock(), &head, bytes)
-        } else {
-            self.take(bytes)
-                .and_then(|source| calls::decode_large_call(py, source))
-        };
-        Ok((head, work))
-    }
-
-    fn take(&self, bytes: &[u8]) -> PyResult<Source> {
-        let strange = || PyRuntimeError::new_err("the pool has sent something strange");
-        let reference = bytes.try_into().map_err(|_| strange())?;
-        let tasks = &self.station().tasks;
-        let taken = tasks
-            .take(u32::from_le_bytes(reference))
-            .map_err(|_| strange())?;
-        if tasks.held() > VIEWS {
-            return taken.copy_out().map(Source::Heap).map_err(os_error);
-        }
-        Ok(Source::Extent(taken))
-    }
-
-    /// Reports an outcome, unless it has been decided otherwise: then this process is about to be
-    /// ended, and waits for it.
-    fn finish(
-        &self,
-        wire: &Bound<'_, PyAny>,
-        task: u64,
-        success: bool,
-        value: &Bound<'_, PyAny>,
-    ) -> PyResult<()> {
-        let py = wire.py();
-        let station = self.station();
-        let number = task.to_le_bytes();
-        let small = if success {
-            record::VALUE
-        } else {
-            record::FAILURE
-        };
-        let most = SMALL;
-        let sent = calls::encode_outcome(wire, value, most, |encoded| match encoded {
-            Ok(_) if !self.is_done(task) => Sent::Condemned,
-            Ok(bytes) if station.try_report(small, &[&number, bytes]) => Sent::Whole,
-            Ok(bytes) => Sent::Waits(bytes.to_vec()),
-            Err(packed) => Sent::Large(packed),
-        })?;
-        match sent {
-            Sent::Whole => Ok(()),
-            Sent::Condemned => self.wait_for_the_end(py),
-            Sent::Waits(bytes) => self.report(py, small, &[&number, &bytes]),
-            Sent::Large(packed) => {
-                let reference = self.write_extent(py, &packed)?;
-                if !self.is_done(task) {
-                    return self.wait_for_the_end(py);
-                }
-                let large = if success {
-                    record::BIG_VALUE
-                } else {
-                    record::BIG_FAILURE
-                };
-                self.report(py, large, &[&number, &reference.to_le_bytes()])
-            }
-        }
-    }
-
-    /// The outcome of a task is about to be reported; false if it has been decided otherwise.
-    fn is_done(&self, task: u64) -> bool {
-        let done = self.station().finish(task);
-        if done {
-            self.lane.done().fetch_add(1, Ordering::Relaxed);
-        }
-        done
-    }
-
-    fn write_extent(&self, py: Python<'_>, packed: &Outgoing) -> PyResult<u32> {
-        let station = self.station();
-        if packed.is_long() {
-            py.detach(|| station.results.wait_for_return(packed.size()));
-        }
-        loop {
-            if let Some(reference) = packed.send(py, &station.results)? {
-                return Ok(reference);
-            }
-            // All are on their way or in use; the pool copies before that lasts.
-            block_on(py, Deadline::Never, |_| station.wait_for_reader())?;
-        }
-    }
-
-    fn wait_for_the_end(&self, py: Python<'_>) -> PyResult<()> {
-        for _ in 0..50 {
-            py.detach(|| std::thread::sleep(Duration::from_millis(20)));
-            py.check_signals()?;
-        }
-        Err(PySystemExit::new_err((1,)))
-    }
-}
-
-enum Sent {
-    Whole,
-    Condemned,
-    Waits(Vec<u8>),
-    Large(Outgoing),
-}
-
-/// Outcomes of up to so many bytes go into the ring.
-const SMALL: usize = 32 << 10;
-const _: () = assert!(Station::fits(SMALL + 8));
-
-/// Runs tasks; its arguments are the hooks of `billiard.pool.Worker`.
-struct Serving<'py> {
-    wire: Bound<'py, PyAny>,
-    prepare: Option<Bound<'py, PyAny>>,
-    fired: Bound<'py, PyList>,
-}
-
-impl<'py> Serving<'py> {
-    /// Whether the handler of the terminating signals has run: then this process is to exit,
-    /// whatever a task has made of the exception.
-    fn is_leaving(&self) -> PyResult<bool> {
-        self.fired.get_item(0)?.is_truthy()
-    }
-
-    fn call(&self, work: &Work<'py>) -> PyResult<Bound<'py, PyAny>> {
-        if soft_limit_passed() {
-            // While the task was decoded, when the signal's handler had nothing to do yet.
-            let error = self
-                .wire
-                .call_method0(intern!(self.wire.py(), "soft_limit"))?;
-            return Err(PyErr::from_value(error));
-        }
-        let value = work.call()?;
-        match &self.prepare {
-            Some(prepare) => prepare.call1((value,)),
-            None => Ok(value),
-        }
-    }
-
-    /// Calls a task: its outcome, and the exception that ends the worker, if it does.
-    fn run(
-        &self,
-        task: u64,
-        work: PyResult<Work<'py>>,
-    ) -> PyResult<(bool, Bound<'py, PyAny>, Option<PyErr>)> {
-        let py = self.wire.py();
-        if self.is_leaving()? {
-            // The exception was swallowed while this task was decoded (that can be any import).
-            return Err(PySystemExit::new_err((1,)));
-        }
-        let called = work.and_then(|work| {
-            RUNNING.store(task, Ordering::SeqCst);
-            let result = self.call(&work);
-            RUNNING.store(0, Ordering::SeqCst);
-            result
-        });
-        match called {
-            Ok(value) => Ok((true, value, None)),
-            Err(error) => {
-                if self.is_leaving()? {
-                    return Err(error);
-                }
-                let ends = error.is_instance_of::<PySystemExit>(py)
-                    || error.is_instance_of::<PyKeyboardInterrupt>(py);
-                let info = self.wire.call_method1(
-                    intern!(py, "failure"),
-                    (error.clone_ref(py).into_value(py),),
-                )?;
-                Ok((false, info, ends.then_some(error)))
-            }
-        }
     }
 }
 
