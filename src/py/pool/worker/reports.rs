@@ -43,7 +43,7 @@ impl PoolLane {
         };
         let most = SMALL;
         let sent = calls::encode_outcome(wire, value, most, |encoded| match encoded {
-            Ok(_) if !self.is_done(task) => Sent::Condemned,
+            Ok(_) if !self.conclude(task) => Sent::Condemned,
             Ok(bytes) if station.try_report(small, &[&number, bytes]) => Sent::Whole,
             Ok(bytes) => Sent::Waits(bytes.to_vec()),
             Err(packed) => Sent::Large(packed),
@@ -54,7 +54,7 @@ impl PoolLane {
             Sent::Waits(bytes) => self.report(py, small, &[&number, &bytes]),
             Sent::Large(packed) => {
                 let reference = self.write_extent(py, &packed)?;
-                if !self.is_done(task) {
+                if !self.conclude(task) {
                     return self.wait_for_the_end(py);
                 }
                 let large = if success {
@@ -67,8 +67,9 @@ impl PoolLane {
         }
     }
 
-    /// The outcome of a task is about to be reported; false if it has been decided otherwise.
-    fn is_done(&self, task: u64) -> bool {
+    /// Ends the task with the outcome that is about to be reported, and counts it; false if it has
+    /// been decided otherwise.
+    fn conclude(&self, task: u64) -> bool {
         let done = self.station().finish(task);
         if done {
             self.lane.done().fetch_add(1, Ordering::Relaxed);
