@@ -8,6 +8,7 @@
 //!  ----------  ----------------------------------------------------  ----------------
 //!  Idle, Done  the worker, when it has claimed the next task         Accepted(task)
 //!  Accepted    the worker, with its result encoded                   Done(task)
+//!              (if that could not be sent, it may try another)
 //!              the parent: hard limit, cancel, terminate_job         Condemned(task)
 //!              the parent, once it saw the worker dead (no swap)     (lost)
 //!  Condemned   nobody: the worker is killed, the lane is thrown away
@@ -81,6 +82,15 @@ pub fn finish(word: &AtomicU64, task: u64) -> bool {
     swap(word, task, Phase::Done)
 }
 
+/// Worker: have I reported an outcome, or tried to?
+pub fn is_finished(word: &AtomicU64, task: u64) -> bool {
+    let finished = Lease {
+        task,
+        phase: Phase::Done,
+    };
+    read(word) == finished
+}
+
 /// Parent: may I decide? False when the worker has finished this task or runs another.
 pub fn condemn(word: &AtomicU64, task: u64) -> bool {
     swap(word, task, Phase::Condemned)
@@ -108,11 +118,14 @@ mod tests {
         );
         accept(&word, 5);
         assert!(!condemn(&word, 4));
+        assert!(!is_finished(&word, 5));
         assert!(finish(&word, 5));
+        assert!(is_finished(&word, 5));
         assert!(!condemn(&word, 5));
         accept(&word, 6);
         assert!(condemn(&word, 6));
         assert!(!finish(&word, 6));
+        assert!(!is_finished(&word, 6));
         assert_eq!(
             read(&word),
             Lease {

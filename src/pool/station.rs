@@ -154,6 +154,11 @@ impl Station {
         lease::finish(self.lane.lease(), task)
     }
 
+    /// Whether [`finish`](Self::finish) has said so for this task before.
+    pub fn is_finished(&self, task: u64) -> bool {
+        lease::is_finished(self.lane.lease(), task)
+    }
+
     /// Whether a record of so many bytes can be sent at all.
     pub const fn fits(len: usize) -> bool {
         len <= ring::longest(super::shared::RING) / 2

@@ -207,7 +207,7 @@ impl PoolLane {
             let Some(position) = self.claim(py)? else {
                 return Ok((completed, false));
             };
-            let (head, work) = self.accept(&serving.wire, position)?;
+            let (head, work) = self.accept(&serving.wire, position);
             let (success, value, ending) = serving.run(head.task, work)?;
             match self.finish(&serving.wire, head.task, success, &value) {
                 Ok(()) => {}
@@ -242,7 +242,7 @@ impl PoolLane {
         let Some(position) = self.claim(py)? else {
             return Ok(None);
         };
-        let (head, work) = self.accept(&wire, position)?;
+        let (head, work) = self.accept(&wire, position);
         RUNNING.store(head.task, Ordering::SeqCst);
         let kwargs = |work: &Work<'py>| match &work.kwargs {
             Some(kwargs) => kwargs.clone(),

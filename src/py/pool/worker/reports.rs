@@ -41,8 +41,7 @@ impl PoolLane {
         } else {
             record::FAILURE
         };
-        let most = SMALL;
-        let sent = calls::encode_outcome(wire, value, most, |encoded| match encoded {
+        let sent = calls::encode_outcome(wire, value, SMALL, |encoded| match encoded {
             Ok(_) if !self.conclude(task) => Sent::Condemned,
             Ok(bytes) if station.try_report(small, &[&number, bytes]) => Sent::Whole,
             Ok(bytes) => Sent::Waits(bytes.to_vec()),
@@ -62,19 +61,27 @@ impl PoolLane {
                 } else {
                     record::BIG_FAILURE
                 };
-                self.report(py, large, &[&number, &reference.to_le_bytes()])
+                let reported = self.report(py, large, &[&number, &reference.to_le_bytes()]);
+                if reported.is_err() {
+                    station.results.discard(reference);
+                }
+                reported
             }
         }
     }
 
     /// Ends the task with the outcome that is about to be reported, and counts it; false if it has
     /// been decided otherwise.
+    ///
+    /// A signal handler may raise while an outcome waits for room. The exception is reported in its
+    /// place: the task ends once, and is counted once.
     fn conclude(&self, task: u64) -> bool {
-        let done = self.station().finish(task);
-        if done {
+        let station = self.station();
+        if station.finish(task) {
             self.lane.done().fetch_add(1, Ordering::Relaxed);
+            return true;
         }
-        done
+        station.is_finished(task)
     }
 
     fn write_extent(&self, py: Python<'_>, packed: &Outgoing) -> PyResult<u32> {

@@ -45,14 +45,16 @@ impl PoolLane {
         &self,
         wire: &Bound<'py, PyAny>,
         position: u64,
-    ) -> PyResult<(TaskHead, PyResult<Work<'py>>)> {
+    ) -> (TaskHead, PyResult<Work<'py>>) {
         let py = wire.py();
         let station = self.station();
         let mut slot = [0; SLOT];
         let head = station.accept(position, &mut slot);
-        if head.flags & WANTS_ACK != 0 {
-            self.report(py, record::ACK, &[&head.task.to_le_bytes()])?;
-        }
+        let acknowledged = if head.flags & WANTS_ACK != 0 {
+            self.report(py, record::ACK, &[&head.task.to_le_bytes()])
+        } else {
+            Ok(())
+        };
         let bytes = &slot[TaskHead::SIZE..TaskHead::SIZE + head.payload()];
         let work = if head.flags & IN_EXTENT == 0 {
             calls::decode_call(wire, &mut self.known.lock(), &head, bytes)
@@ -60,7 +62,8 @@ impl PoolLane {
             self.take(bytes)
                 .and_then(|source| calls::decode_large_call(py, source))
         };
-        Ok((head, work))
+        // What a signal handler has raised while that waited for room is the task's.
+        (head, acknowledged.and(work))
     }
 
     fn take(&self, bytes: &[u8]) -> PyResult<Source> {
