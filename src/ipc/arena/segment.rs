@@ -41,6 +41,14 @@ impl Kind {
             _ => Err(Errno::EINVAL),
         }
     }
+
+    /// Bytes in front of the first block.
+    fn head(self) -> usize {
+        match self {
+            Self::Common => COMMON_HEAD,
+            Self::Single | Self::Growable => SINGLE_HEAD,
+        }
+    }
 }
 
 /// One mapped segment. *Process-local* handle; inherited by a forked child.
@@ -86,13 +94,14 @@ impl Segment {
         };
         let there = u128::from(word(HEAD_ID)) | u128::from(word(HEAD_ID + 1)) << 64;
         let size = usize::try_from(word(HEAD_SIZE)).map_err(|_| Errno::EINVAL)?;
-        if word(HEAD_MAGIC) != MAGIC || there != id || size < PAGE {
+        let kind = Kind::of(word(HEAD_KIND))?;
+        if word(HEAD_MAGIC) != MAGIC || there != id || size < kind.head() {
             return Err(Errno::EINVAL);
         }
         Ok(Self {
             mapping: Arc::new(Mapping::adopt(fd, size)?),
             id,
-            kind: Kind::of(word(HEAD_KIND))?,
+            kind,
             maker: None,
         })
     }
@@ -131,11 +140,7 @@ impl Segment {
     }
 
     pub(super) fn head(&self) -> usize {
-        if self.kind == Kind::Common {
-            COMMON_HEAD
-        } else {
-            SINGLE_HEAD
-        }
+        self.kind.head()
     }
 
     /// The descendants that see it; only common segments are given out in parts.
