@@ -135,13 +135,14 @@ impl Framing {
         let mut outcome = receive_length(py, fd, None, &mut partial.decoder, &self.habits);
         let size = partial.decoder.size().unwrap_or_default();
         let mut lent = None;
-        match &outcome {
-            Ok(Outcome::Whole) if partial.body.is_none() && (LEAST..=MOST).contains(&size) => {
-                let room = lent.insert(Lent::new(size));
-                outcome = receive_into(py, fd, &mut partial, room, 0);
+        if let Ok(Outcome::Whole) = &outcome {
+            if partial.body.is_none() && (LEAST..=MOST).contains(&size) {
+                lent = Lent::new(size);
             }
-            Ok(Outcome::Whole) => outcome = receive_body(py, fd, &mut partial),
-            _ => {}
+            outcome = match &mut lent {
+                Some(room) => receive_into(py, fd, &mut partial, room, 0),
+                None => receive_body(py, fd, &mut partial),
+            };
         }
         let Some(partial) = self.settle(partial, outcome)? else {
             return Ok(None);

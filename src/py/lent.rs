@@ -32,13 +32,16 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// Uninitialised room for a message of `size` bytes.
-    pub fn new(size: usize) -> Self {
+    /// Uninitialised room for a message of `size` bytes; `None` if there is no memory.
+    pub fn new(size: usize) -> Option<Self> {
         let mut memory = std::mem::take(&mut *SPARE.lock());
         if memory.capacity() < size {
-            memory = Vec::with_capacity(size.next_power_of_two());
+            memory = Vec::new();
+            memory
+                .try_reserve_exact(size.checked_next_power_of_two()?)
+                .ok()?;
         }
-        Self { memory, size }
+        Some(Self { memory, size })
     }
 }
 

@@ -279,8 +279,12 @@ impl Taken {
             let len = usize::try_from(*len).map_err(|_| no_memory())?;
             into.push(if index > 0 && !readonly {
                 Into::Array(ArrayInMaking::new(py, len)?)
-            } else if index == 0 && place.tag == PICKLE && (LEAST..=MOST).contains(&len) {
-                Into::Lent(Lent::new(len))
+            } else if index == 0
+                && place.tag == PICKLE
+                && (LEAST..=MOST).contains(&len)
+                && let Some(lent) = Lent::new(len)
+            {
+                Into::Lent(lent)
             } else {
                 Into::Bytes(BytesInMaking::new(py, len)?)
             });
