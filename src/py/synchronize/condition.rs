@@ -59,7 +59,7 @@ impl Condition {
 }
 
 impl Parts {
-    fn words(&self) -> condition::Condition<'_, std::sync::atomic::AtomicU64> {
+    fn words(&self) -> condition::Condition<'_, AtomicU64> {
         condition::Condition(&self.line[..condition::WORDS])
     }
 

@@ -18,9 +18,9 @@ use pyo3::prelude::*;
 use crate::ipc::spin::Spinner;
 use crate::py::block::{Deadline, block_on};
 
-/// Waits without the GIL for what `look` finds: looks on for a moment where that has paid lately,
-/// then sleeps. `spinner` with how long at most; `elsewhere` says whether what is waited for can happen meanwhile, on another
-/// processor.
+/// Waits without the GIL for what `look` finds: looks on where that has paid lately, for `longest`
+/// at most, then sleeps. `elsewhere` says whether what is waited for can happen meanwhile, on
+/// another processor.
 fn wait_for<T: Send>(
     py: Python<'_>,
     deadline: Deadline,
