@@ -21,6 +21,7 @@ from copyreg import dispatch_table as _copyreg_dispatch_table
 from types import FunctionType, MethodType
 
 from . import context
+from .exceptions import SoftTimeLimitExceeded
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,6 +173,8 @@ def _dumps_by_value(
     pickler = ByValue(buffer, protocol)
     try:
         pickler.dump(obj)
+    except SoftTimeLimitExceeded:
+        raise  # that is not the object's fault
     except Exception:
         return None
     return buffer.getbuffer()

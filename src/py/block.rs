@@ -50,6 +50,14 @@ impl Deadline {
         }
     }
 
+    /// Not before so much time from now.
+    pub fn at_least(self, least: Duration) -> Self {
+        match self {
+            Self::Never => Self::Never,
+            Self::At(at) => Self::At(at.max(Instant::now() + least)),
+        }
+    }
+
     pub fn passed(&self) -> bool {
         matches!(self, Self::At(at) if *at <= Instant::now())
     }

@@ -12,11 +12,12 @@ mod message;
 mod mover;
 mod parts;
 
+use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use nix::errno::Errno;
-use pyo3::exceptions::{PyException, PyValueError};
+use pyo3::exceptions::{PyException, PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList, PyTuple};
 
@@ -31,7 +32,9 @@ use crate::ipc::channel::{Channel, Put};
 use crate::ipc::fifo::{self, At, bell};
 use crate::sys::fork;
 
+pyo3::import_exception!(queue, Empty);
 pyo3::import_exception!(queue, Full);
+pyo3::import_exception!(billiard.exceptions, SoftTimeLimitExceeded);
 
 /// A queue for many processes. *Process-shared* ring; the object, and what it has put that is not
 /// in the ring yet, is *process-local*. A forked child inherits the object and nothing that its
@@ -72,13 +75,20 @@ impl Queue {
     #[cold]
     fn note_thread(slf: &Bound<'_, Self>, parts: &Parts) -> PyResult<()> {
         let now = fork::generation() + 1;
-        if parts.started.swap(now, Ordering::Relaxed) != now {
-            slf.call_method0("_start_thread")?;
+        if parts.started.swap(now, Ordering::Relaxed) == now {
+            return Ok(());
         }
-        Ok(())
+        let start = || slf.call_method0("_start_thread").map(drop);
+        let started = start();
+        // An exception of a signal handler must not cost what waits: it is to be sent at exit.
+        if started.is_err() && start().is_err() {
+            parts.started.store(0, Ordering::Relaxed);
+        }
+        started
     }
 
     /// The message for an object; `None` if it cannot be pickled, which the hook has been told.
+    /// What is not the object's fault is the caller's: a soft time limit, an error of the system.
     fn encode(
         slf: &Bound<'_, Self>,
         parts: &Parts,
@@ -86,7 +96,7 @@ impl Queue {
     ) -> PyResult<Option<Message>> {
         match Message::new(obj, &parts.channel) {
             Ok(message) => Ok(Some(message)),
-            Err(error) if error.is_instance_of::<PyException>(slf.py()) => {
+            Err(error) if is_of_the_object(slf.py(), &error) => {
                 let hook = "_on_queue_feeder_error";
                 slf.call_method1(hook, (error.into_value(slf.py()), obj))?;
                 Ok(None)
@@ -94,6 +104,12 @@ impl Queue {
             Err(error) => Err(error),
         }
     }
+}
+
+fn is_of_the_object(py: Python<'_>, error: &PyErr) -> bool {
+    error.is_instance_of::<PyException>(py)
+        && !error.is_instance_of::<PyOSError>(py)
+        && !error.is_instance_of::<SoftTimeLimitExceeded>(py)
 }
 
 #[pymethods]
@@ -165,7 +181,7 @@ impl Queue {
             return Ok(());
         };
         loop {
-            match parts.put_one(py, &message)? {
+            match parts.put_one(py, until, &message)? {
                 Put::Done => {
                     message.sent();
                     return Ok(());
@@ -175,7 +191,7 @@ impl Queue {
                     return Self::note_thread(slf, parts);
                 }
                 Put::Full => {
-                    if !parts.wait_for_place(py, until)? {
+                    if until.passed() || !parts.wait_for_place(py, until)? {
                         return Err(Full::new_err(()));
                     }
                 }
@@ -195,8 +211,8 @@ impl Queue {
         let until = deadline(block, timeout)?;
         let mut short = [0; SHORT];
         loop {
-            if let Some(raw) = parts.take_one(py, until, &mut short)? {
-                return raw.decode(py, &short);
+            if let Some(object) = parts.take(py, until, &mut short)? {
+                return Ok(object);
             }
             parts.wait_or_empty(py, until)?;
         }
@@ -213,24 +229,28 @@ impl Queue {
         let parts = Self::open_parts(slf)?;
         let py = slf.py();
         let until = deadline(block, timeout)?;
-        let mut messages = Vec::new();
+        let mut messages = VecDeque::new();
         for object in objects.try_iter()? {
             messages.extend(Self::encode(slf, parts, &object?)?);
         }
         let all = messages.len();
         while !messages.is_empty() {
-            let put = parts.put_run(py, &messages)?;
+            let put = parts.put_run(py, until, messages.make_contiguous())?;
             messages.drain(..put).for_each(Message::sent);
-            let Some(next) = messages.first() else { break };
-            match parts.put_one(py, next)? {
-                Put::Done => messages.remove(0).sent(),
-                Put::NoRoom => {
-                    messages.remove(0).sent();
-                    Self::note_thread(slf, parts)?;
+            let Some(next) = messages.front() else { break };
+            let put = parts.put_one(py, until, next)?;
+            if put == Put::Full {
+                if !until.passed() && parts.wait_for_place(py, until)? {
+                    continue;
                 }
-                Put::Full if parts.wait_for_place(py, until)? => {}
-                Put::Full if messages.len() == all => return Err(Full::new_err(())),
-                Put::Full => break,
+                if messages.len() == all {
+                    return Err(Full::new_err(()));
+                }
+                break;
+            }
+            messages.pop_front().into_iter().for_each(Message::sent);
+            if put == Put::NoRoom {
+                Self::note_thread(slf, parts)?;
             }
         }
         Ok(all - messages.len())
@@ -247,21 +267,22 @@ impl Queue {
         let parts = Self::open_parts(slf)?;
         let py = slf.py();
         let until = deadline(block, timeout)?;
-        let found = PyList::empty(py);
-        if most == Some(0) {
-            return Ok(found);
-        }
-        loop {
-            let taken = parts.take(py, until, most.unwrap_or(usize::MAX))?;
-            if taken.is_empty() {
-                parts.wait_or_empty(py, until)?;
-                continue;
+        // Not more than there are now: others may put faster than this takes.
+        let most = most.unwrap_or_else(|| parts.channel.len().max(1) as usize);
+        let (mut found, mut short) = (Vec::new(), [0; SHORT]);
+        while found.len() < most {
+            match parts.take(py, until, &mut short) {
+                Ok(Some(object)) => found.push(object),
+                Ok(None) if found.is_empty() => parts.wait_or_empty(py, until)?,
+                Ok(None) => break,
+                Err(error) if error.is_instance_of::<Empty>(py) && !found.is_empty() => break,
+                Err(error) => {
+                    parts.keep(found);
+                    return Err(error);
+                }
             }
-            for raw in taken {
-                found.append(raw.decode(py, &[0; SHORT])?)?;
-            }
-            return Ok(found);
         }
+        PyList::new(py, found)
     }
 
     /// How many objects there are.
@@ -271,7 +292,8 @@ impl Queue {
 
     /// Whether there are none, also in this process's closed queue.
     fn _is_empty(&self) -> PyResult<bool> {
-        Ok(self.parts()?.channel.is_empty())
+        let parts = self.parts()?;
+        Ok(!parts.has_kept() && parts.channel.is_empty())
     }
 
     fn full(&self) -> PyResult<bool> {
@@ -282,7 +304,8 @@ impl Queue {
     #[pyo3(signature = (timeout=None))]
     fn _wait(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<bool> {
         let parts = self.parts()?;
-        Ok(!fifo::is_empty(&parts.channel.memory)
+        Ok(parts.has_kept()
+            || !fifo::is_empty(&parts.channel.memory)
             || parts.wait_for_item(py, Deadline::after(timeout)?)?
             || parts.is_on_its_way(py)?)
     }

@@ -45,6 +45,11 @@ pub struct Parts {
     pub closed: AtomicU32,
     /// the same for when `_start_thread` was called
     pub started: AtomicU32,
+    /// What `get_many` had when an exception came, the next last. Locked for an instant and with
+    /// the GIL.
+    kept: Mutex<Vec<Py<PyAny>>>,
+    /// the fork generation, plus 1, that it is of
+    kept_in: AtomicU32,
 }
 
 impl Drop for Parts {
@@ -90,6 +95,8 @@ impl Parts {
             writers: Spinner::default(),
             closed: AtomicU32::new(0),
             started: AtomicU32::new(0),
+            kept: Mutex::default(),
+            kept_in: AtomicU32::new(0),
         }
     }
 
@@ -120,40 +127,75 @@ impl Parts {
     /// Never holds it while waiting for the GIL, which another thread may keep for long.
     #[inline]
     pub fn lock(&self, py: Python<'_>, at: At, deadline: Deadline) -> PyResult<bool> {
-        while !self.channel.try_lock(at) {
-            let channel = &*self.channel;
+        Ok(self.channel.try_lock(at) || self.wait_for_lock(py, at, deadline)?)
+    }
+
+    #[cold]
+    fn wait_for_lock(&self, py: Python<'_>, at: At, deadline: Deadline) -> PyResult<bool> {
+        let deadline = deadline.at_least(MOMENT);
+        let channel = &*self.channel;
+        loop {
             let was_free = block_on(py, deadline, |left| {
-                let got = channel.lock(at, left.map(|left| left.max(MOMENT)))?;
+                let got = channel.lock(at, left)?;
                 if got {
                     channel.unlock(at);
                 }
                 Ok(got)
             })?;
-            if !was_free {
-                return Ok(false);
+            if !was_free || channel.try_lock(at) {
+                return Ok(was_free);
             }
         }
-        Ok(true)
     }
 
     // ---- taking ----
 
-    /// Takes up to `most` messages out of the ring, as they are.
-    pub fn take(&self, py: Python<'_>, deadline: Deadline, most: usize) -> PyResult<Vec<Raw>> {
-        let (mut taken, mut short) = (Vec::new(), [0; SHORT]);
-        while taken.len() < most
-            && let Some(raw) = self.take_one(py, deadline, &mut short)?
-        {
-            taken.push(match raw {
-                Raw::Short(len) => Raw::Pickle(short[..len].to_vec()),
-                other => other,
-            });
+    /// Takes an object, if there is one. `queue.Empty` if somebody keeps the others from taking
+    /// anything until the time is over.
+    #[inline]
+    pub fn take<'py>(
+        &self,
+        py: Python<'py>,
+        deadline: Deadline,
+        short: &mut Short,
+    ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        if self.has_kept() {
+            let object = self.kept.lock().pop();
+            if object.is_some() {
+                return Ok(object.map(|object| object.into_bound(py)));
+            }
+            self.kept_in.store(0, Ordering::Relaxed);
         }
-        Ok(taken)
+        match self.take_one(py, deadline, short)? {
+            Some(raw) => raw.decode(py, short).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Keeps what was taken for who takes next.
+    pub fn keep(&self, objects: Vec<Bound<'_, PyAny>>) {
+        if objects.is_empty() {
+            return;
+        }
+        let mut kept = self.kept.lock();
+        if !self.has_kept() {
+            // A forked child has its parent's, which are not for it.
+            kept.clear();
+        }
+        kept.extend(objects.into_iter().rev().map(Bound::unbind));
+        let now = fork::generation() + 1;
+        self.kept_in.store(now, Ordering::Relaxed);
+    }
+
+    /// Whether this process has something that it has taken and nobody got.
+    #[inline]
+    pub fn has_kept(&self) -> bool {
+        let kept_in = self.kept_in.load(Ordering::Relaxed);
+        kept_in != 0 && kept_in == fork::generation() + 1
     }
 
     #[inline]
-    pub fn take_one(
+    fn take_one(
         &self,
         py: Python<'_>,
         deadline: Deadline,
@@ -165,7 +207,7 @@ impl Parts {
             return Ok(None);
         }
         if !self.lock(py, At::RLock, deadline)? {
-            return Ok(None);
+            return Err(Empty::new_err(()));
         }
         let raw = match fifo::peek(&channel.memory) {
             Ok(None) => Ok(None),
@@ -274,10 +316,10 @@ impl Parts {
     }
 
     /// Puts a message, into the ring or behind what waits for room there.
-    pub fn put_one(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+    pub fn put_one(&self, py: Python<'_>, deadline: Deadline, message: &Message) -> PyResult<Put> {
         if !self.is_moving() {
             for again in [true, false] {
-                let put = self.put_into_ring(py, message)?;
+                let put = self.put_into_ring(py, deadline, message)?;
                 if put != Put::NoRoom {
                     return Ok(put);
                 }
@@ -286,13 +328,20 @@ impl Parts {
                 }
             }
         }
-        self.put_behind(py, message)
+        self.put_behind(py, deadline, message)
     }
 
     #[inline]
-    fn put_into_ring(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+    fn put_into_ring(
+        &self,
+        py: Python<'_>,
+        deadline: Deadline,
+        message: &Message,
+    ) -> PyResult<Put> {
         let channel = &self.channel;
-        self.lock(py, At::WLock, Deadline::Never)?;
+        if !self.lock(py, At::WLock, deadline)? {
+            return Ok(Put::Full);
+        }
         let put = channel.put(message.tag(), message.source(py));
         channel.unlock(At::WLock);
         if put == Put::Done {
@@ -309,7 +358,7 @@ impl Parts {
             .is_some()
     }
 
-    fn put_behind(&self, py: Python<'_>, message: &Message) -> PyResult<Put> {
+    fn put_behind(&self, py: Python<'_>, deadline: Deadline, message: &Message) -> PyResult<Put> {
         let channel = &self.channel;
         self.has_moved.store(true, Ordering::Relaxed);
         let outbox = self.outbox();
@@ -317,7 +366,9 @@ impl Parts {
         outbox.prepare(channel).map_err(os_error)?;
         // The limit holds for all together, so who has one counts with the lock.
         if channel.limit() != 0 || !outbox.count_again(channel) {
-            self.lock(py, At::WLock, Deadline::Never)?;
+            if !self.lock(py, At::WLock, deadline)? {
+                return Ok(Put::Full);
+            }
             let is_full = channel.is_full_now();
             if !is_full {
                 outbox.count(channel);
@@ -332,12 +383,19 @@ impl Parts {
     }
 
     /// Puts as many of these as the ring has room for, at once; how many.
-    pub fn put_run(&self, py: Python<'_>, messages: &[Message]) -> PyResult<usize> {
+    pub fn put_run(
+        &self,
+        py: Python<'_>,
+        deadline: Deadline,
+        messages: &[Message],
+    ) -> PyResult<usize> {
         let channel = &self.channel;
         if self.is_moving() {
             return Ok(0);
         }
-        self.lock(py, At::WLock, Deadline::Never)?;
+        if !self.lock(py, At::WLock, deadline)? {
+            return Ok(0);
+        }
         let mut appender = Appender::begin(&channel.memory);
         let beside = channel.overflow().total();
         let mut count = 0;
