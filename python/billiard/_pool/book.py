@@ -28,6 +28,7 @@ from .constants import (
     EX_RECYCLE,
     LOST_WORKER_TIMEOUT,
     RUN,
+    SIGKILL,
     TERMINATE,
 )
 from .drive import Drive, PassiveDrive, terminate_passively
@@ -40,6 +41,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import Any, NoReturn
+
+
+#: Seconds for workers to end after SIGTERM, if their pool cannot be made.
+ABORT_GRACE = 1.0
 
 
 class _Weakly:
@@ -143,7 +148,7 @@ class Pool(Submitting):
         max_restarts = checks.count("max_restarts", max_restarts)
         freq = checks.amount("max_restart_freq", max_restart_freq) or 1
         self._initializer = checks.function("initializer", initializer)
-        self._initargs = initargs
+        self._initargs = tuple(initargs)
         self._on_process_exit = checks.function("on_process_exit", on_process_exit)
 
         self._ctx = context or get_context()
@@ -226,9 +231,13 @@ class Pool(Submitting):
         """The pool could not be made: leave no worker behind."""
         self._state = TERMINATE
         with self._drive.maintenance:
-            for worker in self._pool:
-                if getattr(worker, "_popen", worker) is not None:
-                    worker.terminate()
+            started = [w for w in self._pool if getattr(w, "_popen", w) is not None]
+            for worker in started:
+                worker.terminate()
+            for worker in started:
+                worker.join(ABORT_GRACE)
+                if hasattr(worker, "_popen") and worker.exitcode is None:
+                    worker._popen._send_signal(SIGKILL)
                     worker.join()
             self._drive.abort()
 
@@ -358,10 +367,19 @@ class Pool(Submitting):
             for i in indices:
                 self._create_worker_process(i)
             return
-        made = [self._make_worker(i) for i in indices]
-        self._drive.launch_all([worker for worker, *_ in made])
-        for worker in made:
-            self._worker_is_up(*worker)
+        made: list[tuple[Any, Any, Any]] = []
+        try:
+            for i in indices:
+                made.append(self._make_worker(i))
+        finally:
+            # If there is nothing to make the next one of, these are started all the same.
+            try:
+                if made:
+                    self._drive.launch_all([worker for worker, *_ in made])
+            finally:
+                for worker in made:
+                    if worker[0] in self._pool:
+                        self._worker_is_up(*worker)
 
     def _create_worker_process(self, i: int) -> Any:
         worker, sentinel, on_ready_counter = self._make_worker(i)
@@ -380,7 +398,7 @@ class Pool(Submitting):
                 outq,
                 synq,
                 self._initializer,
-                tuple(self._initargs),
+                self._initargs,
                 self._maxtasksperchild,
                 sentinel,
                 self._on_process_exit,
@@ -601,6 +619,8 @@ class Pool(Submitting):
         others only those who wait for them are told (Terminated), no callbacks."""
         debug("terminating pool")
         self._state = TERMINATE
+        if self._putlock:
+            self._putlock.clear()
         self._worker_handler.terminate()
         if self._give_up_spares is not None:
             self._give_up_spares()
@@ -628,6 +648,7 @@ class Pool(Submitting):
         :param timeout: seconds to wait; None: until all are done.
         :returns: the results of the jobs that did not finish. They raise Terminated.
         :raises ValueError: the pool has no threads: its event loop drains it.
+        :raises RuntimeError: in a callback, whose job would have to be waited for.
 
         Ours.
         """

@@ -210,8 +210,8 @@ class Supervisor(PoolThread):
                 pool.close()
             except OSError as exc:
                 # No process, descriptor or memory to be had now.
-                error("Could not start a worker: %r", exc)
                 drive.later()
+                error("Could not start a worker: %r", exc)
             del pool
         debug("worker handler exiting")
         if failure is not None:

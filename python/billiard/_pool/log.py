@@ -13,8 +13,15 @@ __all__ = ["debug", "error", "warning"]
 
 
 def error(msg: str, *args: Any, **kwargs: Any) -> None:
-    """Log an error; without any logging set up it goes to standard error. Origin: billiard."""
-    util.get_logger().error(msg, *args, **kwargs)
+    """Log an error; without any logging set up it goes to standard error. Origin: billiard.
+
+    What cannot be logged, because there is no descriptor left for it or a filter fails, is no
+    reason for a thread to end on which others depend.
+    """
+    try:  # noqa: SIM105  (contextlib is dear to import)
+        util.get_logger().error(msg, *args, **kwargs)
+    except Exception:
+        pass
 
 
 error.__module__ = "billiard.pool"

@@ -26,7 +26,7 @@ from __future__ import annotations
 import threading
 from _queue import Empty, SimpleQueue
 from collections import deque
-from time import monotonic
+from time import monotonic, sleep
 from weakref import WeakSet, ref
 
 from .. import _core, util
@@ -66,7 +66,7 @@ from .parts import (
     Side,
     wait_for_imports,
 )
-from .results import ApplyResult
+from .results import ApplyResult, IMapIterator
 from .submissions import Submissions
 
 TYPE_CHECKING = False
@@ -197,13 +197,16 @@ class NativeDrive(Drive):
         self.submissions.put(None)
 
     def join(self, timeout: float | None = None) -> bool:
-        if threading.current_thread() in self.handlers:
-            raise RuntimeError("a pool cannot be joined by one of its own threads")
+        self._check_not_a_handler("joined")
         deadline = None if timeout is None else monotonic() + timeout
         for handler in self.handlers:
             if handler._was_started:
                 handler.stop(None if deadline is None else max(0.0, deadline - monotonic()))
         return not any(handler.is_alive() for handler in self.handlers)
+
+    def _check_not_a_handler(self, done: str) -> None:
+        if threading.current_thread() in self.handlers:
+            raise RuntimeError(f"a pool cannot be {done} by one of its own threads")
 
     def finalizer(self) -> Callable[..., object]:
         return self._terminate
@@ -292,6 +295,8 @@ class NativeDrive(Drive):
         # To read these takes no code of the user's and no time.
         at_hand = kind is range or kind is list or kind is tuple or buffersize is not None
         done = at_hand and sequence.feed(AT_HAND_TASKS, LARGE_BYTES)
+        if done:
+            self.engine.let_go()  # there may have been nothing in it
         if not done and buffersize is None:
             self.submissions.put((SequenceTasks(self, sequence), None))
         self.check_broken()
@@ -338,6 +343,7 @@ class NativeDrive(Drive):
         return self.engine.cancel(job._job, None, wire.cancelled()) or feeding
 
     def wait_until_idle(self, timeout: float | None) -> bool:
+        self._check_not_a_handler("drained")
         deadline = None if timeout is None else monotonic() + timeout
         for job in list(self.cache.values()):
             while not job.ready():
@@ -348,11 +354,17 @@ class NativeDrive(Drive):
                 # The last that the engine had; the book's thread has it in an instant.
                 if isinstance(job, ApplyResult):
                     job.wait(0.01)
+                else:
+                    sleep(0.01)
         while not self.terminated and (not self.closed or self.engine.live()):
             left = None if deadline is None else deadline - monotonic()
             if left is not None and left <= 0:
                 return False
-            self.engine.wait_idle(left if left is None else min(left, 0.05))
+            if self.engine.live():
+                self.engine.wait_idle(left if left is None else min(left, 0.05))
+            else:
+                # The task handler reads an iterable of the user's.
+                sleep(0.01)
         return True
 
     def cancel_all(self) -> list[Any]:
@@ -365,6 +377,8 @@ class NativeDrive(Drive):
         for job in unfinished:
             if job._job in self.cache:
                 self.cancel(job)
+            if isinstance(job, IMapIterator):
+                job._abandon(info)  # its input may still be read
         return unfinished + self.engine.cancel_all(info)
 
     def fail(self, info: ExceptionInfo) -> None:
@@ -439,8 +453,14 @@ class NativeDrive(Drive):
                         worker.inq.shared.withhold()
         finally:
             lanes = []  # the exception of a failure knows this frame
+            failure: BaseException | None = None
             for worker in workers:
-                self._take_in(worker)
+                try:
+                    self._take_in(worker)
+                except BaseException as exc:
+                    failure = exc
+            if failure is not None:
+                raise failure
 
     def _take_in(self, worker: Any) -> None:
         """A worker has been started, or has not."""
@@ -606,7 +626,11 @@ class NativeDrive(Drive):
         if not (was_up or member.dismissed or expected):
             self._note_stillborn(member, exitcode)
         if member.lost is not None:
-            self._lost(member, *member.lost, exitcode)
+            try:
+                self._lost(member, *member.lost, exitcode)
+            except BaseException as exc:
+                # A callback's, as in the result handler. The other workers are looked after.
+                error("Worker handler: %r", exc, exc_info=True)
         if pool is not None and pool.on_process_down:
             pool.on_process_down(worker)
         return exitcode

@@ -186,7 +186,8 @@ class Submitting:
             raise ValueError("tasks of threads cannot be given time limits")
         if lost_worker_timeout is not None:
             checks.amount("lost_worker_timeout", lost_worker_timeout)
-        if self.putlocks if waitforslot is None else waitforslot:
+        waited = self.putlocks if waitforslot is None else waitforslot
+        if waited:
             self._wait_for_slot()
         result = ApplyResult(
             self._cache,
@@ -208,14 +209,24 @@ class Submitting:
             self._drive.submit_one((TASK, (result._job, None, func, args, kwds)))
         except BaseException:
             result.discard()
+            if waited:
+                self._give_slot_back()
             raise
         return result
 
     def _wait_for_slot(self) -> None:
         if self._putlock is not None:
             self._putlock.acquire()
-            # Closing lets everybody go who waits.
-            self._check_running()
+            try:
+                # Closing lets everybody go who waits.
+                self._check_running()
+            except BaseException:
+                self._give_slot_back()
+                raise
+
+    def _give_slot_back(self) -> None:
+        if self._putlock is not None:
+            self._putlock.release()
 
     # ---- many tasks, one result ----
 
@@ -306,6 +317,7 @@ class Submitting:
             chunksize = checks.chunksize(chunksize)
         if not hasattr(iterable, "__len__"):
             iterable = list(iterable)
+            self._check_running()  # that may have taken its time
         length = len(iterable)
         if chunksize is None and (soft or hard):
             chunksize = 1

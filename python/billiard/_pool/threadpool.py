@@ -123,7 +123,9 @@ class ThreadPoolDrive(Drive):
     def _on_exit(self, worker: Any) -> None:
         self.workers.remove(worker)
         pool = self._pool()
-        if not self.workers and (pool is None or pool._state != RUN):
+        if pool is not None and pool._state == RUN:
+            self.change()
+        elif not self.workers:
             self.results.put(None)
 
     def _end(self) -> None:

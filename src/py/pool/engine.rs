@@ -200,7 +200,8 @@ impl PoolEngine {
         let this = slf.get();
         let cell = Arc::new(Cell::default());
         this.keep(pool);
-        let task = this.submit(Owner::Cell(cell.clone()), func, args, kwargs, (0.0, 0.0))?;
+        let submitted = this.submit(Owner::Cell(cell.clone()), func, args, kwargs, (0.0, 0.0));
+        let task = submitted.inspect_err(|_| this.let_go())?;
         cell.set_task(task);
         // Another thread may have found no tasks, and let go, while this one was encoded; or it was
         // never one.
