@@ -1,6 +1,7 @@
 //! Starting, waiting for and signalling processes: under `billiard/process.py` and `popen_*.py`.
 
 use std::ffi::CString;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -17,7 +18,7 @@ use pyo3::types::PyList;
 use super::block::{Deadline, block_on};
 use super::error::{os_error, os_error_with_filename};
 use crate::sys::fork::pid;
-use crate::sys::io::{from_raw, into_raw};
+use crate::sys::io::{self, from_raw, into_raw};
 use crate::sys::lifeline::{end_for_children, hold_on};
 use crate::sys::mutex::Mutex;
 use crate::sys::poll::poll_one;
@@ -36,15 +37,43 @@ const UNREPORTED: i32 = 255;
 
 /// What is held of a process while its sentinel is open.
 struct Handle {
-    sentinel: Sentinel,
+    sentinel: ManuallyDrop<Sentinel>,
     /// Of a child of the fork server: where its exit code will be reported. Others are reaped.
-    reply: Option<OwnedFd>,
+    reply: ManuallyDrop<Option<OwnedFd>>,
+    /// (device, inode) of the sentinel: programs that become daemons close descriptors that are not
+    /// theirs, and its number may be another's then. Before Linux 6.9 all pidfds had the same.
+    file: Option<(u64, u64)>,
 }
 
 impl Handle {
+    fn new(sentinel: Sentinel, reply: Option<OwnedFd>) -> Self {
+        Self {
+            file: io::identity(sentinel.fd()).ok(),
+            sentinel: ManuallyDrop::new(sentinel),
+            reply: ManuallyDrop::new(reply),
+        }
+    }
+
+    fn is_ours(&self) -> bool {
+        self.file.is_some() && self.file == io::identity(self.sentinel.fd()).ok()
+    }
+
     /// Whether the sentinel is a pipe, which somebody else may hold open or close early.
     fn is_pipe_of_child(&self) -> bool {
-        matches!((&self.sentinel, &self.reply), (Sentinel::Pipe(_), None))
+        matches!((&*self.sentinel, &*self.reply), (Sentinel::Pipe(_), None))
+    }
+}
+
+impl Drop for Handle {
+    #[allow(unsafe_code)]
+    fn drop(&mut self) {
+        if self.is_ours() {
+            // SAFETY: dropped here and nowhere else, and not used after.
+            unsafe {
+                ManuallyDrop::drop(&mut self.sentinel);
+                ManuallyDrop::drop(&mut self.reply);
+            }
+        }
     }
 }
 
@@ -66,11 +95,10 @@ pub(super) struct Child {
 
 impl Child {
     pub(super) fn new(started: Started, reply: Option<OwnedFd>) -> Self {
-        let sentinel = started.sentinel;
         Self {
             pid: started.pid,
             exit_code: AtomicI32::new(RUNNING),
-            handle: Mutex::new(Some(Arc::new(Handle { sentinel, reply }))),
+            handle: Mutex::new(Some(Arc::new(Handle::new(started.sentinel, reply)))),
         }
     }
 
@@ -81,8 +109,22 @@ impl Child {
         }
     }
 
+    /// `None` once closed. If the program has closed it behind our back, the sentinel of a child
+    /// that has not been reaped is opened again.
     fn handle(&self) -> Option<Arc<Handle>> {
-        self.handle.lock().clone()
+        let mut slot = self.handle.lock();
+        if let Some(handle) = &*slot
+            && !handle.is_ours()
+        {
+            let again = handle.reply.is_none() && process::is_unreaped_child(self.pid);
+            *slot = if again {
+                let sentinel = process::sentinel_of(self.pid).ok();
+                sentinel.map(|sentinel| Arc::new(Handle::new(sentinel, None)))
+            } else {
+                None
+            };
+        }
+        slot.clone()
     }
 
     /// Takes the exit code if the process has ended.
@@ -91,11 +133,10 @@ impl Child {
             return Ok(self.known_exit_code());
         }
         let code = match handle {
-            Some(Handle {
-                sentinel,
-                reply: Some(reply),
-            }) => self.reported_exit_code(py, sentinel, reply)?,
-            _ => match process::reap(self.pid, handle.map(|handle| &handle.sentinel)) {
+            Some(handle) if let Some(reply) = &*handle.reply => {
+                self.reported_exit_code(py, &handle.sentinel, reply)?
+            }
+            _ => match process::reap(self.pid, handle.map(|handle| &*handle.sentinel)) {
                 Err(Errno::ECHILD) => None,
                 other => other.map_err(os_error)?,
             },
@@ -151,10 +192,7 @@ impl Child {
     /// The descriptor that becomes readable when the process ends; None once closed.
     #[getter]
     fn sentinel(&self) -> Option<RawFd> {
-        self.handle
-            .lock()
-            .as_ref()
-            .map(|handle| handle.sentinel.fd())
+        self.handle().map(|handle| handle.sentinel.fd())
     }
 
     /// The exit code if the process has ended, else None.
@@ -198,7 +236,7 @@ impl Child {
             return Ok(());
         }
         let handle = self.handle();
-        let sentinel = handle.as_deref().map(|handle| &handle.sentinel);
+        let sentinel = handle.as_deref().map(|handle| &*handle.sentinel);
         match process::send_signal(self.pid, sentinel, signal) {
             Err(errno) if errno != Errno::ESRCH => Err(os_error(errno)),
             _ => Ok(()),
@@ -207,16 +245,12 @@ impl Child {
 
     /// The sentinel, or, if that is closed, another descriptor that is as readable as it was.
     fn reopen(&self) -> PyResult<RawFd> {
-        let mut handle = self.handle.lock();
-        if let Some(handle) = handle.as_ref() {
+        if let Some(handle) = self.handle() {
             return Ok(handle.sentinel.fd());
         }
         let sentinel = process::ended().map_err(os_error)?;
         let fd = sentinel.fd();
-        *handle = Some(Arc::new(Handle {
-            sentinel,
-            reply: None,
-        }));
+        *self.handle.lock() = Some(Arc::new(Handle::new(sentinel, None)));
         Ok(fd)
     }
 

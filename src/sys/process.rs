@@ -171,6 +171,16 @@ pub fn reap(pid: libc::pid_t, sentinel: Option<&Sentinel>) -> nix::Result<Option
     Ok(wait_id(kind, id, libc::WEXITED | libc::WNOHANG)?.map(|(_, code)| code))
 }
 
+/// Whether `pid` is a child of this process that nobody has reaped: then it is no other's number.
+pub fn is_unreaped_child(pid: libc::pid_t) -> bool {
+    wait_id(
+        libc::P_PID,
+        pid,
+        libc::WEXITED | libc::WNOHANG | libc::WNOWAIT,
+    )
+    .is_ok()
+}
+
 /// Waits until child `pid` has ended, and leaves it to be reaped.
 pub fn block_until_dead(pid: libc::pid_t) -> nix::Result<()> {
     wait_id(libc::P_PID, pid, libc::WEXITED | libc::WNOWAIT).map(drop)

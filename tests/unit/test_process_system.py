@@ -126,6 +126,45 @@ def test_a_kernel_without_pidfds(tmp_path: Path) -> None:
     assert run_file(tmp_path, source).stdout.splitlines() == expected
 
 
+def test_processes_are_ours_although_the_program_closed_their_descriptors(tmp_path: Path) -> None:
+    source = """
+        import os, time, billiard
+        def closed(method, seconds):
+            process = billiard.get_context(method).Process(target=time.sleep, args=(seconds,))
+            process.start()
+            os.closerange(3, 100)
+            return process
+        if __name__ == "__main__":
+            for method in ("fork", "spawn"):
+                process = closed(method, 60)
+                assert process.is_alive()
+                process.join(0.05)
+                assert process.is_alive()
+                process.terminate()
+                process.join(30)
+                assert process.exitcode == -15, process.exitcode
+                process = closed(method, 0.1)
+                process.join()
+                assert process.exitcode == 0, process.exitcode
+            # Another file gets the number: it is not waited for, and not closed.
+            process = billiard.get_context("fork").Process(target=time.sleep, args=(60,))
+            process.start()
+            number = process.sentinel
+            os.close(number)
+            files = [open("/dev/null", "w")]
+            while files[-1].fileno() != number:
+                files.append(open("/dev/null", "w"))
+            process.kill()
+            process.join()
+            assert process.exitcode == -9, process.exitcode
+            process.close()
+            del process
+            files[-1].write("still open")
+            files[-1].flush()
+    """
+    run_file(tmp_path, source)
+
+
 def test_a_parent_with_threads_starts_processes_without_hangs_and_warnings(tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(

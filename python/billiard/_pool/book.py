@@ -235,10 +235,10 @@ class Pool(Submitting):
             for worker in started:
                 worker.terminate()
             for worker in started:
-                worker.join(ABORT_GRACE)
-                if hasattr(worker, "_popen") and worker.exitcode is None:
-                    worker._popen._send_signal(SIGKILL)
-                    worker.join()
+                if hasattr(worker, "_popen"):
+                    worker.join(ABORT_GRACE)
+                    worker._popen._send_signal(SIGKILL)  # nothing, if it has ended
+                worker.join()
             self._drive.abort()
 
     def create_result_handler(self, **extra_kwargs: Any) -> handlers.ResultHandler:
