@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -25,7 +26,7 @@ from pool_tasks import (
 )
 
 import billiard
-from billiard._pool.native import NativeDrive
+from billiard._pool.native import STILLBORN_LIMIT, NativeDrive
 from billiard.exceptions import Terminated, WorkerLostError
 from billiard.pool import Pool, ThreadPool
 
@@ -203,6 +204,27 @@ def test_workers_that_ignore_sigterm_do_not_keep_a_pool_from_failing() -> None:
 
 
 # ---- replacements ----
+
+
+def initialize_unless(path: Path) -> None:
+    if path.exists():
+        raise LookupError(path)
+
+
+def ready(pool: Any) -> int:
+    return sum(worker.inq.shared.is_up for worker in list(pool._pool))
+
+
+def test_a_pool_with_workers_recovers_when_the_initializer_works_again(tmp_path: Path) -> None:
+    down = tmp_path / "down"
+    with pool_of(fork, 2, initialize_unless, (down,)) as pool:
+        eventually(lambda: ready(pool) == 2)
+        down.touch()
+        os.kill(pool._pool[0].pid, signal.SIGKILL)
+        eventually(lambda: pool._drive._stillborn > STILLBORN_LIMIT)
+        assert pool.apply(square, (3,)) == 9
+        down.unlink()
+        eventually(lambda: ready(pool) == 2)
 
 
 def test_arguments_of_the_initializer_may_come_from_an_iterator(ctx: Any) -> None:

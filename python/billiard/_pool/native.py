@@ -82,6 +82,9 @@ TERMINATE_GRACE = 0.7
 THREAD_GRACE = 5.0
 #: how many workers in a row may fail to become ready, once one has
 STILLBORN_LIMIT = 3
+#: Seconds after so many failures until it is tried again, as long as there are other workers: what
+#: an initializer needs may come back.
+RECOVER_AFTER = 1.0
 #: How many in a row somebody else may kill before they are ready, when none has ever been: perhaps
 #: it is the initializer after all, by way of the system's memory.
 SLAIN_LIMIT = 100
@@ -118,6 +121,8 @@ class NativeDrive(Drive):
         self.broken: ExceptionInfo | None = None
         #: workers that ended before they were ready, since the last that was
         self._stillborn = 0
+        #: when to try again after too many, monotonic seconds
+        self._recover_at = 0.0
         #: as many were killed, by whom we do not know
         self._slain = 0
         self._why_stillborn: ExceptionInfo | None = None
@@ -503,8 +508,13 @@ class NativeDrive(Drive):
         if self.closed and not self.engine.has_waiting():
             return False
         self._look_who_is_ready()
+        if self._ready and self._stillborn > STILLBORN_LIMIT:
+            if monotonic() < self._recover_at:
+                self._retry_at = self._recover_at
+                return False
+            return bool(self.workers)
         if self._ready:
-            return self._stillborn <= STILLBORN_LIMIT
+            return True
         return not self._stillborn and self._slain <= SLAIN_LIMIT
 
     def is_busy(self, worker: Any) -> bool:
@@ -642,6 +652,8 @@ class NativeDrive(Drive):
             self._slain += 1
         else:
             self._stillborn += 1
+            if self._stillborn > STILLBORN_LIMIT:
+                self._recover_at = monotonic() + RECOVER_AFTER
         self._why_stillborn = member.unfit or captured(
             WorkerLostError(f"Worker exited before it was ready: {human_status(exitcode)}")
         )
