@@ -1,4 +1,4 @@
-"""billiard.pool: ends that come at unusual moments, and what must not be left waiting."""
+"""billiard.pool: starts, ends and failures at odd moments, and what must not be left waiting."""
 
 from __future__ import annotations
 
