@@ -17,7 +17,7 @@ use crate::sys::reactor::{self, Reactor};
 const NAP: Duration = Duration::from_micros(200);
 /// How long the first workers that no CPU is free for stay out of the way of the pool's making, if
 /// there is not more than one task before.
-const HEAD_START: Duration = Duration::from_millis(10);
+const HEAD_START: Duration = Duration::from_millis(25);
 /// The token of the eventfd; others are indexes of workers.
 const KICK: u64 = u64::MAX;
 
