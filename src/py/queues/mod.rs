@@ -23,7 +23,7 @@ use pyo3::types::{PyDict, PyList, PyTuple};
 
 use self::message::Message;
 use self::mover::Mover;
-use self::parts::{Parts, SHORT};
+use self::parts::{Empty, Parts, SHORT};
 use super::block::{Deadline, block_on};
 use super::error::os_error;
 use super::heap;
@@ -32,7 +32,6 @@ use crate::ipc::channel::{Channel, Put};
 use crate::ipc::fifo::{self, At, bell};
 use crate::sys::fork;
 
-pyo3::import_exception!(queue, Empty);
 pyo3::import_exception!(queue, Full);
 pyo3::import_exception!(billiard.exceptions, SoftTimeLimitExceeded);
 
