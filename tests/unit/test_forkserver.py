@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import process_tasks
 import pytest
 from scripts import environment, run_file
 
@@ -50,15 +51,7 @@ def staying(ctx: Any = CTX) -> Iterator[Any]:
 
 
 def ask(target: Callable[..., object], *args: object, ctx: Any = CTX) -> Any:
-    ours, its = billiard.Pipe()
-    child = ctx.Process(target=target, args=(its, *args))
-    child.start()
-    its.close()
-    with ours:
-        answer = ours.recv()
-    child.join(60)
-    assert child.exitcode == 0
-    return answer
+    return process_tasks.ask(ctx, target, *args)
 
 
 @pytest.fixture

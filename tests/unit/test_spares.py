@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import process_tasks
 import pytest
 from scripts import run
 
@@ -40,15 +41,7 @@ def tell(conn: Connection) -> None:
 
 
 def ask(target: Callable[..., object] = tell, *args: object) -> Any:
-    ours, its = billiard.Pipe()
-    child = SPAWN.Process(target=target, args=(its, *args))
-    child.start()
-    its.close()
-    with ours:
-        answer = ours.recv()
-    child.join(60)
-    assert child.exitcode == 0
-    return answer
+    return process_tasks.ask(SPAWN, target, *args)
 
 
 def test_a_spare_takes_over_and_is_replaced() -> None:
