@@ -332,6 +332,21 @@ def test_lax_bounded_semaphore() -> None:
     assert semaphore._value == 2
 
 
+def test_a_semaphore_that_shrinks_swallows_what_is_released_too_much() -> None:
+    semaphore = pool_module.LaxBoundedSemaphore(2)
+    assert semaphore.acquire() and semaphore.acquire()
+    semaphore.shrink()
+    semaphore.release()
+    assert not semaphore.acquire(blocking=False), "one still holds it, and no more may"
+    semaphore.release()
+    assert semaphore.acquire(blocking=False) and not semaphore.acquire(blocking=False)
+    semaphore.shrink()
+    semaphore.grow()
+    assert not semaphore.acquire(blocking=False)
+    semaphore.clear()
+    assert semaphore._value == semaphore._initial_value == 1
+
+
 def test_callers_can_wait_for_a_slot(tmp_path: Path) -> None:
     event = Gate(tmp_path)
     with pool_of(fork, 1, putlocks=True) as pool:
