@@ -708,8 +708,14 @@ class PoolEngine:
     def poll(self, timeout: float | None = None) -> tuple[bool, Any]:
         """Waits for a message, at most so many seconds: (True, message) or (False, None)."""
 
-    def post_end(self) -> None:
-        """Has `poll` return None, as a message, after all that came before."""
+    def post(self, message: Any) -> None:
+        """Has `poll` return a message, after all that came before."""
+
+    def next_event(self, timeout: float | None = None) -> Any:
+        """Waits for an event, at most so many seconds: a message, or None."""
+
+    def change(self) -> None:
+        """Has `next_event` return: there is something else to look after."""
 
     def let_go(self) -> None:
         """Lets go of the pool if it has no tasks."""
@@ -892,8 +898,11 @@ class PoolLane:
     def is_up(self) -> bool:
         """Whether the worker has become ready."""
 
-    def send(self, wire: Any, message: Any) -> None:
-        """Sends a message that belongs to no task. ValueError if it is too long for the ring."""
+    def send(self, wire: Any, message: Any, notice: bool) -> None:
+        """Sends a message that belongs to no task: a notice if it is about the worker itself.
+
+        ValueError if it is too long for the ring.
+        """
 
     def serve(
         self,

@@ -69,9 +69,7 @@ impl Engine {
                 self.begin_at = None;
                 self.hub.common.begin();
             }
-            if self.hub.state().tick(Hub::now()) {
-                self.hub.announce_mail();
-            }
+            self.hub.tick();
             if !self.hub.is_led() {
                 self.drain();
             }

@@ -29,8 +29,9 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::jobs::Owner;
+use super::notifier::Notifier;
 use super::shared::{COMMON_EXTENTS, COMMON_TABLE, Common};
-use super::state::{Gained, Mail, State};
+use super::state::{Event, Gained, Mail, State};
 use crate::ipc::bell::{self, CALLER, ENGINE};
 use crate::ipc::extents::Pool as Extents;
 use crate::ipc::spin::{self, Spinner};
@@ -56,9 +57,8 @@ pub struct Hub {
     lead: AtomicBool,
     followers: AtomicU64,
     turn: AtomicU64,
-    /// Goes up with every mail; who waits for mail sleeps on it.
-    mail: AtomicU64,
-    mail_awaited: AtomicBool,
+    mail: Notifier,
+    events: Notifier,
     /// Goes up when the queue has become short.
     room: AtomicU64,
     stopped: AtomicBool,
@@ -86,8 +86,8 @@ impl Hub {
             lead: AtomicBool::new(false),
             followers: AtomicU64::new(0),
             turn: AtomicU64::new(0),
-            mail: AtomicU64::new(0),
-            mail_awaited: AtomicBool::new(false),
+            mail: Notifier::default(),
+            events: Notifier::default(),
             room: AtomicU64::new(0),
             stopped: AtomicBool::new(false),
             cpus: cpu::usable(),
@@ -139,7 +139,10 @@ impl Hub {
             futex::wake(sleepers::Beds::word(&self.common, worker), 1);
         }
         if gained.mail {
-            self.announce_mail();
+            self.mail.notify();
+        }
+        if gained.events {
+            self.events.notify();
         }
         if gained.timer || gained.drained {
             self.kick();
@@ -150,13 +153,6 @@ impl Hub {
         }
         if gained.outcomes > 0 {
             self.wake_followers();
-        }
-    }
-
-    pub fn announce_mail(&self) {
-        self.mail.fetch_add(1, Ordering::SeqCst);
-        if self.mail_awaited.load(Ordering::SeqCst) {
-            futex::wake(&self.mail, 1);
         }
     }
 
@@ -326,7 +322,12 @@ impl Hub {
         }
     }
 
-    // ---- the book's thread ----
+    // ---- the threads of the layer above ----
+
+    pub fn post(&self, mail: Mail) {
+        self.state().mail.push_back(mail);
+        self.mail.notify();
+    }
 
     pub fn take_mail(&self) -> Option<Mail> {
         self.state().mail.pop_front()
@@ -334,19 +335,21 @@ impl Hub {
 
     /// Sleeps until there may be mail: `Ok(false)` when the time is over, `EINTR` after a signal.
     pub fn wait_for_mail(&self, left: Option<Duration>) -> nix::Result<bool> {
-        self.mail_awaited.store(true, Ordering::SeqCst);
-        let seen = self.mail.load(Ordering::SeqCst);
-        let slept = if self.state().mail.is_empty() {
-            futex::wait(&self.mail, seen as u32, left)
-        } else {
-            Ok(())
-        };
-        self.mail_awaited.store(false, Ordering::SeqCst);
-        match slept {
-            Ok(()) => Ok(true),
-            Err(Errno::ETIMEDOUT) => Ok(false),
-            Err(errno) => Err(errno),
-        }
+        self.mail.wait(|| self.state().mail.is_empty(), left)
+    }
+
+    pub fn announce_change(&self) {
+        self.state().events.push_back(Event::Change);
+        self.events.notify();
+    }
+
+    pub fn take_event(&self) -> Option<Event> {
+        self.state().events.pop_front()
+    }
+
+    /// As [`Hub::wait_for_mail`], for events.
+    pub fn wait_for_event(&self, left: Option<Duration>) -> nix::Result<bool> {
+        self.events.wait(|| self.state().events.is_empty(), left)
     }
 
     /// Sleeps until the queue is short enough, or the pool takes no tasks any more.
@@ -389,7 +392,7 @@ impl Hub {
         self.kick();
     }
 
-    /// If the pool is closed and all is done: has workers exit, and tells the book, once.
+    /// If the pool is closed and all is done: has workers exit, and says so, once.
     pub(super) fn check_drained(&self) {
         {
             let mut state = self.state();
@@ -398,11 +401,18 @@ impl Hub {
             }
             state.drained = true;
             state.refusing = true;
-            state.mail.push_back(Mail::Drained);
+            state.events.push_back(Event::Drained);
         }
-        self.announce_mail();
+        self.events.notify();
         self.common.exit().store(1, Ordering::SeqCst);
         self.wake_all_workers();
+    }
+
+    /// Does what is due.
+    pub(super) fn tick(&self) {
+        if self.state().tick(Self::now()) {
+            self.mail.notify();
+        }
     }
 
     /// A worker has ended.
@@ -414,11 +424,8 @@ impl Hub {
     /// Has the book's thread look after what lives as long as there are tasks: nobody who waited
     /// for the last one will.
     pub(super) fn tell_if_idle(&self) {
-        let mut state = self.state();
-        if state.live == 0 {
-            state.mail.push_back(Mail::Idle);
-            drop(state);
-            self.announce_mail();
+        if self.state().live == 0 {
+            self.post(Mail::Idle);
         }
     }
 

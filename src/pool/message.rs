@@ -99,7 +99,7 @@ pub enum Outcome {
     Local(Box<dyn Any + Send + Sync>),
 }
 
-/// Kinds of records in a result ring, the `tag` of [`crate::ipc::ring`]. All but `OTHER` begin with
+/// Kinds of records in a result ring, the `tag` of [`crate::ipc::ring`]. Those up to `ACK` begin with
 /// the number of the task.
 pub mod record {
     /// A value follows.
@@ -114,4 +114,6 @@ pub mod record {
     pub const ACK: u32 = 5;
     /// A pickled message of the worker, of no task.
     pub const OTHER: u32 = 6;
+    /// The same, about the worker itself: for who looks after the workers.
+    pub const NOTICE: u32 = 7;
 }

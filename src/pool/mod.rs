@@ -11,12 +11,13 @@
 //! * [`shared`]: the layout of what both sides see.
 //! * [`message`]: calls and outcomes on their way. [`jobs`]: who waits for an outcome.
 //! * [`state`]: tasks, workers and timers of a pool. [`hub`]: the same behind a lock, with sleeping
-//!   and waking. [`engine`]: the thread. [`station`]: the worker's side.
+//!   and waking ([`notifier`]). [`engine`]: the thread. [`station`]: the worker's side.
 
 pub mod engine;
 pub mod hub;
 pub mod jobs;
 pub mod message;
+mod notifier;
 pub mod shared;
 pub mod state;
 pub mod station;

@@ -306,6 +306,33 @@ def test_a_job_that_waits_can_be_cancelled(ctx: Any, tmp_path: Path) -> None:
 
 
 @needs_cancel
+def test_what_was_cancelled_has_no_result_whatever_else_is_submitted(ctx: Any) -> None:
+    with pool_of(ctx, 2) as pool:
+        ended = threading.Event()
+        others = pool.imap(square, itertools.takewhile(lambda _: not ended.is_set(), endless()))
+        try:
+            for _ in range(300):
+                for result in (
+                    pool.apply_async(square, (3,), callback=str),
+                    pool.apply_async(square, (3,), timeout=PATIENCE),
+                    pool.map_async(square, range(3)),
+                ):
+                    if result.cancel():
+                        with pytest.raises(CANCELLED):
+                            result.get(PATIENCE)
+                        assert not result.cancel()
+                    else:
+                        result.get(PATIENCE)
+                assert next(others) is not None
+        finally:
+            ended.set()
+
+
+def endless() -> Iterator[int]:
+    return itertools.cycle([1, 2, 3])
+
+
+@needs_cancel
 def test_a_job_that_runs_can_be_cancelled_and_its_worker_is_replaced(
     ctx: Any, tmp_path: Path
 ) -> None:

@@ -15,6 +15,7 @@ from unittest.mock import patch
 import pytest
 from pool_tasks import (
     PATIENCE,
+    Gate,
     eventually,
     initialize,
     initialized,
@@ -23,6 +24,7 @@ from pool_tasks import (
     pid,
     pool_of,
     square,
+    wait_for,
 )
 
 import billiard
@@ -86,6 +88,44 @@ def test_an_iterable_may_end_the_pool_that_it_is_for(kind: Any, end: str) -> Non
 
         with pytest.raises(ValueError, match="not running"):
             pool.map(square, items())
+
+
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_what_is_submitted_to_a_pool_that_is_ending_does_not_wait_for_ever(end: str) -> None:
+    with pool_of(fork, 1) as pool:
+
+        class Items(list[int]):
+            def __len__(self) -> int:
+                # Past all checks.
+                getattr(pool, end)()
+                pool.join()
+                return super().__len__()
+
+        with pytest.raises((ValueError, Terminated)):
+            pool.map_async(square, Items([1, 2])).get(PATIENCE)
+
+
+def test_a_forked_child_cannot_wait_for_results_of_its_parent(tmp_path: Path) -> None:
+    with pool_of(fork, 1) as pool:
+        gate = Gate(tmp_path)
+        waits = [
+            pool.apply_async(wait_for, (gate, 2)).get,
+            pool.apply_async(wait_for, (gate, 2), callback=str).get,
+            pool.map_async(wait_for, [gate]).get,
+            pool.imap(wait_for, [gate]).next,
+            pool.imap(wait_for, [gate], timeout=PATIENCE).next,
+        ]
+
+        def try_all() -> None:
+            for wait in waits:
+                with pytest.raises(RuntimeError, match="process that made it"):
+                    wait(PATIENCE)
+
+        child = fork.Process(target=try_all)
+        child.start()
+        child.join(PATIENCE)
+        gate.set()
+        assert child.exitcode == 0
 
 
 def test_a_pool_cannot_be_drained_in_a_callback() -> None:

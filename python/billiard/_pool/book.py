@@ -286,6 +286,9 @@ class Pool(Submitting):
 
     def _check_running(self) -> None:
         super()._check_running()
+        self._check_owner()
+
+    def _check_owner(self) -> None:
         if self._owner != os.getpid() and self.threads:
             raise RuntimeError("a pool can only be used by the process that made it")
 

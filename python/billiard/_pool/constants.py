@@ -28,6 +28,8 @@ HARD = -3  # a hard limit has passed
 DRAINED = -4  # all tasks of a closed pool have ended
 IDLE = -5  # there are no tasks at the moment
 STRANGE = -6  # a message that could not be read
+CHANGE = -7  # there is something else to look after
+LOST = -8  # a task has been lost with its worker
 
 # Exit statuses of workers.
 EX_OK: int = getattr(os, "EX_OK", 0)

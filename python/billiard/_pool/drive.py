@@ -119,6 +119,9 @@ class Drive:
         """Take one task."""
         raise NotImplementedError
 
+    def check_broken(self) -> None:
+        """Something has been submitted: perhaps to a pool that has just ceased to do anything."""
+
     def cancel(self, job: Any) -> bool:
         """End a job; false if that cannot be done (any more)."""
         return False

@@ -12,7 +12,7 @@ import os
 from .. import _core
 from ..reduction import DupFd
 from . import wire
-from .constants import ACK, READY, TASK
+from .constants import ACK, DEATH, READY, TASK, UNFIT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -98,4 +98,4 @@ class Lane:
             task, _, (success, value), _ = args
             self.shared.put(wire, task, success, value)
         elif kind != ACK:  # that was said when the task was taken
-            self.shared.send(wire, message)
+            self.shared.send(wire, message, kind in (DEATH, UNFIT))

@@ -2,17 +2,18 @@
 
 ```
  caller ─────────► PoolEngine (Rust) ◄──► workers             PoolEngine also has a thread of its
-   ▲ takes its        ▲         │ messages                    own, which needs no interpreter:
-   │ outcome itself   │         ▼                             deaths, limits, the queue
-   │         TaskHandler     ResultHandler ── jobs with callbacks, maps
-   │         feeds sequences    │ OVER, UNFIT, DRAINED
-   └────────── nobody else      ▼
-               in between    Supervisor: reaps, replaces, ends the pool
+   ▲ takes its        ▲      │      │                        own, which needs no interpreter:
+   │ outcome itself   │      │      │ events: OVER, UNFIT ...   deaths, limits, the queue
+   │         TaskHandler     │      ▼
+   │         feeds sequences │   Supervisor: reaps, replaces, ends the pool
+   │                         │      │ LOST
+   └────────── nobody else   ▼      ▼
+               in between  ResultHandler: jobs with callbacks, maps
 ```
 
 A call without callbacks, limits or hooks is the caller's and the engine's alone: its result
 (``ApplyResult``, or the iterator of ``imap``) is an object of the engine. All others are jobs of
-the book, whose thread is the result handler.
+the book, whose thread is the result handler: callbacks may hold it up, and nothing else.
 
 The end of a pool, the same for both ways: the supervisor sees that no worker is left and none is
 wanted, lets those go who still wait, stops the other threads, and ends. ``close`` leads there when
@@ -24,7 +25,6 @@ The threads keep this alive, and this keeps no pool alive.
 from __future__ import annotations
 
 import threading
-from _queue import Empty, SimpleQueue
 from collections import deque
 from time import monotonic, sleep
 from weakref import WeakSet, ref
@@ -43,7 +43,9 @@ from .constants import (
     EX_RECYCLE,
     HARD,
     IDLE,
+    LOST,
     OVER,
+    READY,
     SIGCONT,
     SIGKILL,
     SIGTERM,
@@ -66,7 +68,7 @@ from .parts import (
     Side,
     wait_for_imports,
 )
-from .results import ApplyResult, IMapIterator
+from .results import ApplyResult
 from .submissions import Submissions
 
 TYPE_CHECKING = False
@@ -102,14 +104,18 @@ class NativeDrive(Drive):
         self.workers: list[Any] = pool._pool
         self.cache: dict[int, Any] = pool._cache
         self._default_limits = (pool.soft_timeout or 0, pool.timeout or 0)
-        self._changes: SimpleQueue[None] = SimpleQueue()
         self._messages: deque[Any] = deque()
         self.maintenance = threading.RLock()
         #: how workers are started
         self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
-        #: jobs that were cancelled while tasks of some job were being fed
-        self._withdrawn: set[int] = set()
+        #: what the engine tells the supervisor
+        self._event_handlers: dict[int, Callable[..., object]] = {
+            OVER: self._on_over,
+            UNFIT: self._on_unfit,
+            DEATH: self._on_leaving,
+            DRAINED: self._on_drained,
+        }
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
         self.terminated = False
@@ -119,6 +125,8 @@ class NativeDrive(Drive):
         self.drained = False
         #: why no task can be done any more
         self.broken: ExceptionInfo | None = None
+        #: the outcome of all jobs that come now: there is nobody left to see to them
+        self._ended: ExceptionInfo | None = None
         #: workers that ended before they were ready, since the last that was
         self._stillborn = 0
         #: when to try again after too many, monotonic seconds
@@ -157,12 +165,9 @@ class NativeDrive(Drive):
         results.patience, results.on_end, results.counts = None, self._end, False
         results.state_handlers.update(
             {
-                UNFIT: self._on_unfit,
-                DEATH: self._on_leaving,
-                OVER: self._on_over,
                 SOFT: self._on_soft,
                 HARD: self._on_hard,
-                DRAINED: self._on_drained,
+                LOST: self._on_lost,
                 IDLE: self.engine.let_go,
             }
         )
@@ -251,7 +256,9 @@ class NativeDrive(Drive):
         else:
             # Only sequences that are read as results are taken can still have wanted something.
             why = ValueError("Pool not running")
-        self._abandon(captured(why))
+        # First: what is submitted from now on will not be seen here.
+        self._ended = captured(why)
+        self._abandon(self._ended)
         self.engine.stop()
 
     def _abandon(self, info: ExceptionInfo) -> None:
@@ -272,7 +279,7 @@ class NativeDrive(Drive):
             worker.inq.let_go()
         self.submissions.put(None)
         self.engine.begin()
-        self.engine.post_end()
+        self.engine.post(None)
         self.change()
         self.engine.stop()
 
@@ -310,6 +317,7 @@ class NativeDrive(Drive):
     def submit_one(self, task: Any) -> None:
         if self.submissions.busy():
             self.submissions.put(((task,), None))
+            self.check_broken()
         else:
             self._put(task)
 
@@ -328,24 +336,28 @@ class NativeDrive(Drive):
         """What the task handler does with each task of a sequence."""
         if task is not None:
             self.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
-            if task[1][0] in self._withdrawn:
-                self._withdrawn.discard(task[1][0])
-                raise Refused(wire.cancelled())
-            if self.broken is not None:
+            number, i, *_ = task[1]
+            refusal = self.broken or self._verdict_of(number)
+            if refusal is not None:
                 # One answer is enough, and a sequence may be endless.
-                raise Refused(self.broken)
+                raise Refused(refusal)
             self._put(task)
+            refusal = self._verdict_of(number)
+            if refusal is not None:
+                # Cancelled meanwhile: before the engine had it.
+                self.engine.cancel(number, i, refusal)
+
+    def _verdict_of(self, number: int) -> ExceptionInfo | None:
+        return getattr(self.cache.get(number), "_verdict", None)
 
     def cancel(self, job: Any) -> bool:
-        if job.ready():
+        info = wire.cancelled()
+        if not job._overrule(info):
             return False
-        # Its tasks may still be on their way to the engine.
-        feeding = self.submissions.busy()
-        if feeding:
-            self._withdrawn.add(job._job)
-        else:
-            self._withdrawn.clear()
-        return self.engine.cancel(job._job, None, wire.cancelled()) or feeding
+        if not self.engine.cancel(job._job, None, info):
+            # It has still to be fed, behind what may be endless; or its outcome is on the way.
+            self.engine.post((READY, (job._job, None, (False, info), None)))
+        return True
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         self._check_not_a_handler("drained")
@@ -375,28 +387,25 @@ class NativeDrive(Drive):
     def cancel_all(self) -> list[Any]:
         """End all jobs; those that had no outcome."""
         info = wire.cancelled()
-        unfinished: list[Any] = [job for job in list(self.cache.values()) if not job.ready()]
+        self.broken = info
+        unfinished: list[Any] = [job for job in list(self.cache.values()) if self.cancel(job)]
         unfinished += [sequence for sequence in list(self._sequences) if not sequence.ready()]
-        for sequence in list(self._sequences):
-            sequence._abandon(info)
-        for job in unfinished:
-            if job._job in self.cache:
-                self.cancel(job)
-            if isinstance(job, IMapIterator):
-                job._abandon(info)  # its input may still be read
-        return unfinished + self.engine.cancel_all(info)
+        unfinished += self.engine.cancel_all(info)
+        self.break_down(info)
+        return unfinished
 
     def fail(self, info: ExceptionInfo) -> None:
         """Let every task that waits, and any later, fail."""
         self.break_down(info)
 
     def check_broken(self) -> None:
-        """Something has been submitted: perhaps to a pool that has just ceased to do anything."""
-        if self.broken is not None:
+        if self._ended is not None:
+            self._abandon(self._ended)
+        elif self.broken is not None:
             self.break_down(self.broken)
 
     def break_down(self, info: ExceptionInfo) -> None:
-        """There are no workers and there will be none."""
+        """No task is done any more: there are no workers and there will be none."""
         self.broken = info
         self.engine.withdraw(info)
         for sequence in list(self._sequences):
@@ -559,23 +568,20 @@ class NativeDrive(Drive):
         if member is not None and exitcode == EX_RECYCLE:
             # Its successor need not wait until it is gone.
             member.leaving = True
-            self.change()
 
     def _on_over(self, pid: int, lost: Any) -> None:
         member = self.members.get(pid)
         if member is not None:
             member.over, member.lost = True, lost
-        self.change()
 
     def _on_drained(self) -> None:
         self.drained = True
-        self.change()
 
     # ---- the supervisor's part ----
 
     def change(self) -> None:
         """There is something for the supervisor to do."""
-        self._changes.put(None)
+        self.engine.change()
 
     def later(self) -> None:
         """The system would not start a worker now."""
@@ -584,14 +590,16 @@ class NativeDrive(Drive):
     def wait_for_change(self) -> bool:
         """Wait until there is something to do; false when there will never be."""
         if not self.workers and (self.terminated or self.drained):
-            self.engine.post_end()
+            self.engine.post(None)
             return False
-        try:
-            self._changes.get(timeout=self._patience())
-            while not self._changes.empty():
-                self._changes.get()
-        except Empty:
+        event = self.engine.next_event(self._patience())
+        if event is None:
             self._retry_at = None
+        while event is not None:
+            kind, args = event
+            if kind in self._event_handlers:
+                self._event_handlers[kind](*args)
+            event = self.engine.next_event(0)
         if self._kill_all_at is not None and monotonic() >= self._kill_all_at:
             self._kill_all_at = None
             for member in list(self.members.values()):
@@ -636,11 +644,12 @@ class NativeDrive(Drive):
         if not (was_up or member.dismissed or expected):
             self._note_stillborn(member, exitcode)
         if member.lost is not None:
-            try:
-                self._lost(member, *member.lost, exitcode)
-            except BaseException as exc:
-                # A callback's, as in the result handler. The other workers are looked after.
-                error("Worker handler: %r", exc, exc_info=True)
+            task, number, i = member.lost
+            if number is None:
+                self._lose(LostTask(self.engine, task), None, worker, exitcode)
+            else:
+                # Its callbacks may take their time, and need workers.
+                self.engine.post((LOST, (number, i, worker, exitcode)))
         if pool is not None and pool.on_process_down:
             pool.on_process_down(worker)
         return exitcode
@@ -658,18 +667,19 @@ class NativeDrive(Drive):
             WorkerLostError(f"Worker exited before it was ready: {human_status(exitcode)}")
         )
 
-    def _lost(
-        self, member: Member, task: int, number: int | None, i: int | None, exitcode: int | None
-    ) -> None:
-        """A worker has ended in the middle of a task."""
-        pool = self._pool()
-        job: Any = LostTask(self.engine, task) if number is None else self.cache.get(number)
+    def _on_lost(self, number: int, i: int | None, worker: Any, exitcode: int | None) -> None:
+        job = self.cache.get(number)
         if job is None or job.ready():
             return
         if type(job) is ApplyResult and not job.accepted():
-            job._ack(i, monotonic(), member.pid, None)
+            job._ack(i, monotonic(), worker.pid, None)
+        self._lose(job, i, worker, exitcode)
+
+    def _lose(self, job: Any, i: int | None, worker: Any, exitcode: int | None) -> None:
+        """A worker has ended in the middle of a task."""
+        pool = self._pool()
         if pool is not None:
-            pool._task_lost(job, i, member.worker, exitcode)
+            pool._task_lost(job, i, worker, exitcode)
         else:
             job._set(i, (False, captured(WorkerLostError(human_status(exitcode)))))
 

@@ -42,6 +42,15 @@ def _new_lock() -> Any:
     return getattr(module, "Lock", threading.Lock)()
 
 
+def _check_waiter(pool: Any, timeout: float | None) -> None:
+    """Whoever would wait for ever had better know at once."""
+    if pool is None:
+        return  # it is done, or an event loop's
+    pool._check_owner()
+    if timeout is None and threading.current_thread() is pool._result_handler:
+        raise RuntimeError("its result is brought by the thread that runs this callback")
+
+
 class Flag:
     """An event that is set once. Process-local.
 
@@ -83,6 +92,8 @@ class ApplyResult(metaclass=ABCMeta):
     _scheduled_for: Any = None
     #: keeps a pool alive while somebody waits for it
     _pool: Any = None
+    #: the outcome instead of any that comes: it has been cancelled
+    _verdict: ExceptionInfo | None = None
     # A job that is not done is not a success yet; these exist from the start.
     _success: bool
     _value: Any
@@ -151,6 +162,7 @@ class ApplyResult(metaclass=ABCMeta):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the outcome, at most ``timeout`` seconds."""
+        _check_waiter(self._pool, timeout)
         self._event.wait(timeout)
 
     def get(self, timeout: float | None = None) -> Any:
@@ -173,8 +185,8 @@ class ApplyResult(metaclass=ABCMeta):
     def cancel(self) -> bool:
         """End the job: tasks that no worker has begun will not begin; workers that have are ended.
 
-        :returns: false if it was too late: it is done, or its outcome is on the way; or if the pool
-            cannot do that (threads, ``threads=False``). Otherwise the outcome is Terminated.
+        :returns: false if it was too late, or if the pool cannot do that (threads,
+            ``threads=False``). Otherwise the outcome is Terminated.
 
         Ours.
         """
@@ -220,6 +232,18 @@ class ApplyResult(metaclass=ABCMeta):
         """Refuse it when a worker asks for leave to run it (pools with ``synack``)."""
         self._cancelled = True
 
+    def _is_decided(self) -> bool:
+        """Whether no other outcome can come."""
+        return self._event.is_set()
+
+    def _overrule(self, info: ExceptionInfo) -> bool:
+        """Have a failure in place of whatever comes; false if that has come already."""
+        with self._mutex:
+            if self._is_decided() or self._verdict is not None:
+                return False
+            self._verdict = info
+            return True
+
     def _set_terminated(self, signum: int | None = None) -> None:
         self._set(None, (False, captured(Terminated(-(signum or 0)))))
 
@@ -232,11 +256,14 @@ class ApplyResult(metaclass=ABCMeta):
             self._event.set()
         self.discard()
 
+    def _judged(self, outcome: Outcome) -> Outcome:
+        return outcome if self._verdict is None else (False, self._verdict)
+
     def _set(self, i: int | None, obj: Outcome) -> None:
         with self._mutex:
             if self._event.is_set():
                 return
-            self._success, self._value = obj
+            self._success, self._value = self._judged(obj)
             self._event.set()
             if self._accepted or self._pool is not None:
                 # Without threads the result may overtake the ack, which has to be answered
@@ -306,10 +333,10 @@ class MapResult(ApplyResult):
             self._number_left = -(-length // chunksize)
 
     def _set(self, i: int | None, success_result: Outcome) -> None:
-        success, result = success_result
         with self._mutex:
-            if self._event.is_set():
+            if self._is_decided():
                 return
+            success, result = self._judged(success_result)
             if success:
                 assert i is not None
                 self._value[i * self._chunksize : (i + 1) * self._chunksize] = result
@@ -319,6 +346,7 @@ class MapResult(ApplyResult):
             else:
                 self._success = False
                 self._value = result
+                self._number_left = 0
             self._cache.pop(self._job, None)
             self._pool = None
         try:
@@ -337,6 +365,10 @@ class MapResult(ApplyResult):
         self._time_accepted[start:stop] = [time_accepted] * (stop - start)
         if self.ready():
             self._cache.pop(self._job, None)
+
+    def _is_decided(self) -> bool:
+        # Its callbacks are called before the event is set.
+        return not self._number_left
 
     def accepted(self) -> bool:
         """Whether all of it has been begun."""
@@ -389,6 +421,8 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         :raises TimeoutError: it is not there yet.
         :raises StopIteration: there are no more.
         """
+        if self._items.empty():
+            _check_waiter(self._pool, timeout)
         try:
             item = self._items.get(timeout=timeout)
         except Empty:
@@ -420,6 +454,13 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         """Forget the job."""
         self._cache.pop(self._job, None)
         self._pool = None
+
+    def _overrule(self, info: ExceptionInfo) -> bool:
+        """Have a failure in place of all that is still to come; false if nothing is."""
+        if self._ready:
+            return False
+        self._abandon(info)
+        return True
 
     def _abandon(self, info: ExceptionInfo) -> None:
         """Let waiting callers go: an error, then the end."""

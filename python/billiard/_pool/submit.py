@@ -351,6 +351,7 @@ class Submitting:
         except BaseException:
             result.discard()
             raise
+        self._drive.check_broken()
 
     @staticmethod
     def _get_tasks(

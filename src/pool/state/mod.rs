@@ -21,6 +21,7 @@ mod reports;
 mod timers;
 mod workers;
 
+use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
 use std::os::fd::OwnedFd;
@@ -70,7 +71,7 @@ struct Place {
     task: Option<Task>,
 }
 
-/// What the thread that serves the book is told.
+/// What the thread that serves the book is told. It may be held up for long, by callbacks.
 #[derive(Debug)]
 pub enum Mail {
     /// Job, number in it, when (seconds), by which pid.
@@ -82,14 +83,23 @@ pub enum Mail {
     Soft(i64, i64),
     /// Its hard limit has passed: it is over, and its worker is being ended.
     Hard(i64, i64, f64),
+    /// There are no tasks at the moment.
+    Idle,
+    /// An object of the layer above.
+    Posted(Box<dyn Any + Send + Sync>),
+}
+
+/// What the thread that looks after the workers is told.
+#[derive(Debug)]
+pub enum Event {
+    /// A message of a worker about itself, pickled.
+    Notice(i32, Box<[u8]>),
     /// A worker has ended, and all that it sent has been read. Its pid, and what it was at.
     Over(i32, Option<Lost>),
     /// All tasks of a closed pool have ended.
     Drained,
-    /// There are no tasks at the moment.
-    Idle,
-    /// Nothing will follow.
-    End,
+    /// The layer above wants something else to be looked after.
+    Change,
 }
 
 /// A task that a worker had begun when it ended.
@@ -107,6 +117,8 @@ pub struct Gained {
     pub outcomes: usize,
     /// There is mail.
     pub mail: bool,
+    /// There are events.
+    pub events: bool,
     /// There is a timer earlier than all before.
     pub timer: bool,
     /// Workers to wake, whose beds have been taken.
@@ -159,6 +171,7 @@ pub struct State {
     /// When there are so many, those of tasks that have ended are thrown away.
     timers_kept: usize,
     pub mail: VecDeque<Mail>,
+    pub events: VecDeque<Event>,
     /// New workers and their sentinels, for the engine to watch.
     pub unwatched: Vec<(usize, OwnedFd)>,
     /// No more tasks will be submitted.
@@ -194,6 +207,7 @@ impl State {
             watching: false,
             timers_kept: TIMERS,
             mail: VecDeque::new(),
+            events: VecDeque::new(),
             unwatched: Vec::new(),
             closed: false,
             drained: false,

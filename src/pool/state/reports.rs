@@ -6,7 +6,7 @@ use std::sync::atomic::{Ordering, fence};
 use std::time::Duration;
 
 use super::timers::{Alarm, Timer};
-use super::{Gained, Mail, State, TIMERS, VIEWS};
+use super::{Event, Gained, Mail, State, TIMERS, VIEWS};
 use crate::ipc::extents::Receiver;
 use crate::ipc::ring;
 use crate::pool::jobs::Owner;
@@ -80,6 +80,11 @@ impl State {
         if tag == record::OTHER {
             self.mail.push_back(Mail::Other(pid, bytes.into()));
             gained.mail = true;
+            return true;
+        }
+        if tag == record::NOTICE {
+            self.events.push_back(Event::Notice(pid, bytes.into()));
+            gained.events = true;
             return true;
         }
         let Some((number, bytes)) = bytes.split_first_chunk::<8>() else {

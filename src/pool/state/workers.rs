@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use super::timers::{Alarm, Timer};
-use super::{DEADLY, Gained, KILL_AFTER, Lost, Mail, POOL, State};
+use super::{DEADLY, Event, Gained, KILL_AFTER, Lost, POOL, State};
 use crate::ipc::extents::Receiver;
 use crate::ipc::lease::{self, Phase};
 use crate::ipc::{claim, sleepers};
@@ -204,8 +204,8 @@ impl State {
         self.extents.reclaim(index as u32);
         let lost = deadly.or((lease.phase != Phase::Idle).then_some(lease.task));
         let lost = lost.and_then(|number| self.lose(number));
-        self.mail.push_back(Mail::Over(worker.pid, lost));
-        gained.mail = true;
+        self.events.push_back(Event::Over(worker.pid, lost));
+        gained.events = true;
         // It may have been on its way to a task that somebody else has to be woken for now.
         sleepers::forget(&self.common, index);
         self.refill(&mut gained);

@@ -4,13 +4,14 @@ use std::os::fd::RawFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use pyo3::exceptions::{PyRuntimeError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
 
 use super::calls::{self, Names};
-use super::mail;
+use super::messages;
 use super::result::PoolResult;
 use super::sequence::PoolSequence;
 use super::worker::PoolLane;
@@ -300,29 +301,47 @@ impl PoolEngine {
     #[pyo3(signature = (timeout=None))]
     fn poll<'py>(&self, py: Python<'py>, timeout: Option<f64>) -> PyResult<(bool, Py<PyAny>)> {
         let hub = self.hub()?;
-        let mut deadline = None;
-        loop {
-            if let Some(mail) = hub.take_mail() {
-                return Ok((true, mail::message(self.wire(py), mail)?));
-            }
-            let deadline = match deadline {
-                Some(deadline) => deadline,
-                None => *deadline.insert(Deadline::after(timeout)?),
-            };
-            if deadline.passed() {
-                return Ok((false, py.None()));
-            }
-            block_on(py, deadline, |left| hub.wait_for_mail(left))?;
+        match take(
+            py,
+            timeout,
+            || hub.take_mail(),
+            |left| hub.wait_for_mail(left),
+        )? {
+            Some(mail) => Ok((true, messages::of_mail(self.wire(py), mail)?)),
+            None => Ok((false, py.None())),
         }
     }
 
-    /// Has `poll` return None, as a message, when all that came before has been taken.
-    fn post_end(&self) -> PyResult<()> {
-        let hub = self.hub()?;
-        hub.state().mail.push_back(Mail::End);
-        hub.announce_mail();
+    /// Has `poll` return a message when all that came before has been taken.
+    fn post(&self, message: Py<PyAny>) -> PyResult<()> {
+        self.hub()?.post(Mail::Posted(Box::new(message)));
         Ok(())
     }
+
+    // ---- the thread that looks after the workers ----
+
+    /// Waits for an event, at most so many seconds: a message, or None.
+    #[pyo3(signature = (timeout=None))]
+    fn next_event(&self, py: Python<'_>, timeout: Option<f64>) -> PyResult<Py<PyAny>> {
+        let hub = self.hub()?;
+        match take(
+            py,
+            timeout,
+            || hub.take_event(),
+            |left| hub.wait_for_event(left),
+        )? {
+            Some(event) => messages::of_event(self.wire(py), event),
+            None => Ok(py.None()),
+        }
+    }
+
+    /// Has `next_event` return: there is something else to look after.
+    fn change(&self) -> PyResult<()> {
+        self.hub()?.announce_change();
+        Ok(())
+    }
+
+    // ---- the life of the pool ----
 
     /// Lets go of the pool if it has no tasks.
     pub(super) fn let_go(&self) {
@@ -488,6 +507,29 @@ impl PoolEngine {
             // It needs an instant, and no GIL. Its descriptors are closed then.
             let _ = py.detach(|| thread.join());
         }
+    }
+}
+
+/// Takes something out of a queue; waits for it at most so many seconds.
+fn take<T>(
+    py: Python<'_>,
+    timeout: Option<f64>,
+    next: impl Fn() -> Option<T>,
+    wait: impl Fn(Option<Duration>) -> nix::Result<bool> + Sync,
+) -> PyResult<Option<T>> {
+    let mut deadline = None;
+    loop {
+        if let Some(found) = next() {
+            return Ok(Some(found));
+        }
+        let deadline = match deadline {
+            Some(deadline) => deadline,
+            None => *deadline.insert(Deadline::after(timeout)?),
+        };
+        if deadline.passed() {
+            return Ok(None);
+        }
+        block_on(py, deadline, &wait)?;
     }
 }
 

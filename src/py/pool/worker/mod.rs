@@ -150,10 +150,22 @@ impl PoolLane {
     }
 
     /// Sends a message that belongs to no task. ValueError if it is too long for the ring.
-    fn send(&self, wire: Bound<'_, PyAny>, message: Bound<'_, PyAny>) -> PyResult<()> {
+    ///
+    /// :param notice: whether it is about the worker, for who looks after the workers.
+    fn send(
+        &self,
+        wire: Bound<'_, PyAny>,
+        message: Bound<'_, PyAny>,
+        notice: bool,
+    ) -> PyResult<()> {
+        let kind = if notice {
+            record::NOTICE
+        } else {
+            record::OTHER
+        };
         let send = |bytes: &[u8]| {
             if Station::fits(bytes.len()) {
-                return self.report(wire.py(), record::OTHER, &[bytes]);
+                return self.report(wire.py(), kind, &[bytes]);
             }
             Err(PyValueError::new_err("a message of the worker is too long"))
         };
