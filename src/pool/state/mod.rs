@@ -48,6 +48,8 @@ const TIMERS: usize = 1024;
 const POOL: u32 = 0;
 /// Views that the pool's process may hold on the memory of one worker. What comes then is copied.
 const VIEWS: usize = super::shared::LANE_EXTENTS / 2;
+/// So much room for tasks, in places and in the queue, is kept when there are none.
+const PLACES: usize = 1 << 12;
 /// The numbers of tasks begin with a generation of so many bits, so that a lease has room for a
 /// phase beside them.
 const GENERATIONS: u32 = (1 << 29) - 1;
@@ -65,7 +67,7 @@ pub struct Task {
     position: Option<u64>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Place {
     generation: u32,
     task: Option<Task>,
@@ -148,6 +150,8 @@ pub struct State {
     pub extents: Arc<Extents>,
     places: Vec<Place>,
     free: Vec<u32>,
+    /// What new places begin with: no number is given twice, though places go.
+    generation: u32,
     /// Tasks without an outcome.
     pub live: usize,
     /// Outcomes since somebody last asked.
@@ -193,6 +197,7 @@ impl State {
             extents,
             places: Vec::new(),
             free: Vec::new(),
+            generation: 0,
             live: 0,
             ended: 0,
             queue: VecDeque::new(),
@@ -221,7 +226,10 @@ impl State {
 
     fn insert(&mut self, task: Task) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
-            self.places.push(Place::default());
+            self.places.push(Place {
+                generation: self.generation,
+                task: None,
+            });
             (self.places.len() - 1) as u32
         });
         if let size @ 1.. = task.call.large() {
@@ -275,7 +283,19 @@ impl State {
         self.free.push(index);
         self.live -= 1;
         self.ended += 1;
+        if self.live == 0 && self.places.len() > PLACES {
+            self.give_back();
+        }
         task
+    }
+
+    /// There are no tasks: once there were many, and they may not come again.
+    fn give_back(&mut self) {
+        let generations = self.places.iter().map(|place| place.generation);
+        self.generation = generations.max().unwrap_or(self.generation);
+        self.places = Vec::new();
+        self.free = Vec::new();
+        self.queue.shrink_to(PLACES);
     }
 
     /// The numbers of all tasks of a job of the book (of all its tasks, or of one).
@@ -347,6 +367,21 @@ mod tests {
         let mut bytes = [0; super::super::shared::SLOT];
         assert_eq!(state.common.read_slot(1, &mut bytes).task, second);
         assert!(claim::is_empty(&state.common), "handed out once");
+    }
+
+    #[test]
+    fn room_for_many_tasks_is_not_kept_and_no_number_is_given_twice() {
+        let mut state = state();
+        let many: Vec<u64> = (0..2 * PLACES).map(|_| submit(&mut state, b"")).collect();
+        for &task in &many {
+            state.remove(task).unwrap();
+        }
+        assert!(state.places.capacity() <= PLACES && state.free.capacity() <= PLACES);
+        for _ in 0..2 * PLACES {
+            let task = submit(&mut state, b"");
+            assert!(!many.contains(&task));
+            state.remove(task).unwrap();
+        }
     }
 
     #[test]
