@@ -240,8 +240,6 @@ class SynchronizedBase(_core.Guarded):
     It has the lock's methods, and the object's bytes as a buffer: numpy can view it in place.
     """
 
-    __slots__ = ()
-
     def __init__(self, obj: Any, lock: Any = None, ctx: BaseContext | None = None) -> None:
         _core.Guarded.__init__(self, obj, lock or (ctx or get_context()).RLock())
 

@@ -70,7 +70,6 @@ class SemLock(_core.SemLock):
     with all start methods. Raises OSError (EINVAL) for a value out of range.
     """
 
-    __slots__ = ()
     _rand = _Names()
 
     def __init__(

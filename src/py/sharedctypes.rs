@@ -20,7 +20,7 @@ struct Parts {
 }
 
 /// An object and its lock. *Process-local*; what they stand for is shared.
-#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
+#[pyclass(frozen, subclass, module = "billiard._core")]
 pub struct Guarded {
     parts: Late<Parts>,
 }

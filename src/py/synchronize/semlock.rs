@@ -16,7 +16,7 @@ use crate::py::late;
 
 /// A semaphore or recursive mutex in shared memory. *Process-shared* words; the object itself is
 /// *process-local*. A forked child inherits both: it does not own what its parent had acquired.
-#[pyclass(frozen, subclass, dict, weakref, module = "billiard._core")]
+#[pyclass(frozen, subclass, module = "billiard._core")]
 pub struct SemLock {
     parts: OnceLock<Parts>,
 }
