@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, Self, final
+from typing import Any, ClassVar, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
 
@@ -545,6 +545,14 @@ class SemLock:
     @staticmethod
     def sem_unlink(name: str) -> None:
         """Unlinks a named semaphore of the system."""
+
+_Lock = TypeVar("_Lock", bound=SemLock)
+
+def new_lock(class_: type[_Lock], /) -> _Lock:
+    """A new lock of this class, without a call of its `__init__`."""
+
+def new_rlock(class_: type[_Lock], /) -> _Lock:
+    """A new recursive mutex of this class, without a call of its `__init__`."""
 
 def sem_unlink(name: str) -> None:
     """Unlinks a named semaphore of the system."""

@@ -10,7 +10,7 @@ import os
 import sys
 from _thread import _local
 
-from . import exceptions, process
+from . import _core, exceptions, process
 from .exceptions import Late, SoftTimeLimitExceeded, TimeLimitExceeded, WorkerLostError
 
 TYPE_CHECKING = False
@@ -101,11 +101,15 @@ class BaseContext:
 
     def Lock(self, *, robust: bool = False) -> synchronize.Lock:
         """A lock between processes; `robust`: the death of its owner is noticed."""
-        return _synchronize.Lock(ctx=self.get_context(), robust=robust)
+        context = self.get_context()
+        if robust:
+            return _synchronize.Lock(ctx=context, robust=True)
+        return _core.new_lock(_synchronize.Lock)
 
     def RLock(self) -> synchronize.RLock:
         """A lock that its owner may acquire again."""
-        return _synchronize.RLock(ctx=self.get_context())
+        self.get_context()  # is fixed by asking
+        return _core.new_rlock(_synchronize.RLock)
 
     def Condition(
         self, lock: synchronize.Lock | synchronize.RLock | None = None

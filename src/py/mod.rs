@@ -16,6 +16,7 @@ mod forkserver;
 mod framing;
 mod heap;
 mod lent;
+mod make;
 mod payload;
 mod pool;
 mod process;

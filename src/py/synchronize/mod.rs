@@ -46,5 +46,7 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<condition::Condition>()?;
     module.add_class::<event::Event>()?;
     module.add_class::<barrier::Barrier>()?;
+    module.add_function(wrap_pyfunction!(semlock::new_lock, module)?)?;
+    module.add_function(wrap_pyfunction!(semlock::new_rlock, module)?)?;
     module.add_function(wrap_pyfunction!(semlock::sem_unlink, module)?)
 }
