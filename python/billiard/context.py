@@ -34,16 +34,19 @@ if not TYPE_CHECKING:
     __getattr__ = exceptions.late_names(__name__)
 
 
-class _Unloaded:
+class Unloaded:
     """Stands for a module of the package until something of it is first asked for: an import
-    statement in each method would take longer than making a lock."""
+    statement in each method would take longer than making a lock.
 
-    def __init__(self, name: str) -> None:
-        self._name = name
+    `namespace` is that of the module that calls it `_name`.
+    """
+
+    def __init__(self, name: str, namespace: dict[str, Any]) -> None:
+        self._name, self._namespace = name, namespace
 
     def __getattr__(self, attribute: str) -> Any:
         module = __import__(self._name, globals(), None, ["*"], 1)
-        globals()["_" + self._name] = module
+        self._namespace["_" + self._name] = module
         return getattr(module, attribute)
 
 
@@ -51,8 +54,8 @@ if TYPE_CHECKING:
     from . import sharedctypes as _sharedctypes
     from . import synchronize as _synchronize
 else:
-    _sharedctypes = _Unloaded("sharedctypes")
-    _synchronize = _Unloaded("synchronize")
+    _sharedctypes = Unloaded("sharedctypes", globals())
+    _synchronize = Unloaded("synchronize", globals())
 
 
 class BaseContext:

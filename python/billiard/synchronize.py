@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import os
 
-from . import _core, context, heap, process
+from . import _core, context, process
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,6 +51,12 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *_LATE})
+
+
+if TYPE_CHECKING:
+    from . import heap as _heap
+else:
+    _heap = context.Unloaded("heap", globals())
 
 
 class _Names:
@@ -98,11 +104,11 @@ class SemLock(_core.SemLock):
 
     def __getstate__(self) -> Any:
         context.assert_spawning(self)
-        return heap.lend(self._block), self.kind, self.maxvalue
+        return _heap.lend(self._block), self.kind, self.maxvalue
 
     def __setstate__(self, state: Any) -> None:
         lent, kind, maxvalue = state
-        self._adopt(heap.borrow(lent), kind, maxvalue)
+        self._adopt(_heap.borrow(lent), kind, maxvalue)
 
     def _owner(self) -> str:
         """Who holds it, as far as this process knows."""
@@ -229,11 +235,11 @@ class Condition(_core.Condition):
 
     def __getstate__(self) -> Any:
         context.assert_spawning(self)
-        return self._lock, heap.lend(self._block)
+        return self._lock, _heap.lend(self._block)
 
     def __setstate__(self, state: Any) -> None:
         lock, lent = state
-        self._adopt(lock, heap.borrow(lent))
+        self._adopt(lock, _heap.borrow(lent))
 
     def _make_methods(self) -> None:
         """Nothing: the methods are there."""
@@ -302,10 +308,10 @@ class Event(_core.Event):
 
     def __getstate__(self) -> Any:
         context.assert_spawning(self)
-        return heap.lend(self._block)
+        return _heap.lend(self._block)
 
     def __setstate__(self, state: Any) -> None:
-        self._adopt(heap.borrow(state))
+        self._adopt(_heap.borrow(state))
 
     def __repr__(self) -> str:
         state = "set" if self.is_set() else "unset"
