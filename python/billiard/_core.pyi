@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Iterable
+from types import GetSetDescriptorType
 from typing import Any, ClassVar, Self, TypeVar, final
 
 from typing_extensions import Buffer, disjoint_base
@@ -470,16 +471,8 @@ class Guarded:
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
-@final
-class GuardedField:
-    """An attribute of a guarded object, got and set with the lock held. Process-local."""
-
-    def __new__(cls, name: str) -> GuardedField: ...
-    def __get__(self, instance: object, owner: object = None, /) -> Any: ...
-    def __set__(self, instance: object, value: object, /) -> None: ...
-    @property
-    def __name__(self) -> str:
-        """The attribute."""
+def guarded_field(name: str, /) -> GetSetDescriptorType:
+    """A property of guarded objects: that attribute of the object, with the lock held."""
 
 # ---- src/py/synchronize ----
 

@@ -231,7 +231,7 @@ def _register(type_: Any) -> None:
 
 def make_property(name: str) -> Any:
     """A property that gets and sets `_obj.name` with the lock held (origin: multiprocessing)."""
-    return _core.GuardedField(name)
+    return _core.guarded_field(name)
 
 
 class SynchronizedBase(_core.Guarded):

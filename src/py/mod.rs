@@ -11,6 +11,7 @@ pub mod late;
 
 mod codec;
 mod connection;
+mod direct;
 mod exit;
 mod forkserver;
 mod framing;

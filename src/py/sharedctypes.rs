@@ -1,15 +1,17 @@
 //! Shared ctypes objects with a lock: under `billiard/sharedctypes.py`.
-#![allow(unsafe_code)] // the buffer protocol
+#![allow(unsafe_code)] // the buffer protocol, and what is called most without PyO3
 
-use std::ffi::c_int;
+use std::ffi::{CString, c_int, c_void};
 
 use pyo3::PyTraverseError;
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::PyAttributeError;
 use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
+use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyString, PyTuple};
 
+use super::direct;
 use super::late::{self, Late};
 use super::synchronize::anylock::AnyLock;
 
@@ -57,16 +59,6 @@ impl Guarded {
         Ok(self.parts()?.lock.object(py))
     }
 
-    /// The object, which can be used without the lock.
-    fn get_obj(&self, py: Python<'_>) -> PyResult<Py<PyAny>> {
-        self._obj(py)
-    }
-
-    /// The lock.
-    fn get_lock<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
-        self._lock(py)
-    }
-
     /// Acquires the lock.
     #[pyo3(signature = (*args, **kwargs))]
     fn acquire<'py>(
@@ -109,70 +101,182 @@ impl Guarded {
     }
 }
 
-/// A property of a [`Guarded`] object: an attribute of what it guards, with the lock held.
-/// *Process-local*.
-#[pyclass(frozen, module = "billiard._core")]
-pub struct GuardedField {
-    name: Py<PyString>,
-}
-
-impl GuardedField {
+impl Parts {
+    /// Calls `access` with the lock held.
+    ///
     /// An exception here leaves the lock free, also the one that says that its owner has died:
     /// whoever gets that has not asked to hold it.
     fn with<'py, T>(
-        instance: &Bound<'py, PyAny>,
+        &self,
+        py: Python<'py>,
         access: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<T>,
     ) -> PyResult<T> {
-        let py = instance.py();
-        let Ok(guarded) = instance.cast::<Guarded>() else {
-            return Err(PyTypeError::new_err("not an object with a lock"));
-        };
-        let parts = guarded.get().parts()?;
-        if let Err(error) = parts.lock.acquire(py) {
-            if parts.lock.owner_died(py, &error) {
-                parts.lock.release(py)?;
+        if let Err(error) = self.lock.acquire(py) {
+            if self.lock.owner_died(py, &error) {
+                self.lock.release(py)?;
             }
             return Err(error);
         }
-        let result = access(parts.obj.bind(py));
-        parts.lock.release(py)?;
+        let result = access(self.obj.bind(py));
+        self.lock.release(py)?;
         result
     }
 }
 
-#[pymethods]
-impl GuardedField {
-    #[new]
-    fn new(py: Python<'_>, name: &str) -> Self {
-        Self {
-            name: PyString::intern(py, name).unbind(),
+/// The object that a method or property was asked of.
+///
+/// # Safety
+/// The caller has the GIL and `slf` is a `Guarded`: descriptors see to that.
+#[inline]
+unsafe fn guarded(slf: &*mut ffi::PyObject) -> &Guarded {
+    // SAFETY: as the caller says.
+    unsafe {
+        Bound::ref_from_ptr(Python::assume_attached(), slf)
+            .cast_unchecked::<Guarded>()
+            .get()
+    }
+}
+
+unsafe extern "C" fn get_obj(slf: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
+    // SAFETY: called by the interpreter as a method without arguments; the object is held by its
+    // parts.
+    unsafe {
+        match guarded(&slf).parts.get() {
+            Some(parts) => ffi::Py_NewRef(parts.obj.as_ptr()),
+            None => direct::raise(late::missing("object")),
         }
     }
+}
 
-    fn __get__<'py>(
-        slf: Bound<'py, Self>,
-        instance: Option<&Bound<'py, PyAny>>,
-        _owner: Option<&Bound<'py, PyAny>>,
-    ) -> PyResult<Bound<'py, PyAny>> {
-        match instance {
-            None => Ok(slf.into_any()),
-            Some(instance) => {
-                Self::with(instance, |obj| obj.getattr(slf.get().name.bind(obj.py())))
-            }
+unsafe extern "C" fn get_lock(
+    slf: *mut ffi::PyObject,
+    _: *mut ffi::PyObject,
+) -> *mut ffi::PyObject {
+    // SAFETY: as above.
+    unsafe {
+        match guarded(&slf).parts.get() {
+            Some(parts) => ffi::Py_NewRef(parts.lock.as_ptr()),
+            None => direct::raise(late::missing("object")),
         }
     }
+}
 
-    fn __set__(&self, instance: &Bound<'_, PyAny>, value: &Bound<'_, PyAny>) -> PyResult<()> {
-        Self::with(instance, |obj| obj.setattr(self.name.bind(obj.py()), value))
+/// An attribute, with the lock held.
+unsafe extern "C" fn get_field(slf: *mut ffi::PyObject, name: *mut c_void) -> *mut ffi::PyObject {
+    let name: *mut ffi::PyObject = name.cast();
+    // SAFETY: called by the interpreter as a getter, with the closure of `property`.
+    let Some(parts) = (unsafe { guarded(&slf) }).parts.get() else {
+        return direct::raise(late::missing("object"));
+    };
+    if !parts.lock.try_acquire() {
+        return Python::attach(|py| {
+            // SAFETY: the closure is a string.
+            let name = unsafe { Bound::from_borrowed_ptr(py, name) };
+            let value = parts.with(py, |obj| obj.getattr(name.cast::<PyString>()?));
+            value.map_or_else(direct::raise, Bound::into_ptr)
+        });
     }
+    // SAFETY: the caller holds `slf`, and with it the object; the closure is a string.
+    let value = unsafe { ffi::PyObject_GetAttr(parts.obj.as_ptr(), name) };
+    if parts.lock.try_release() {
+        return value;
+    }
+    Python::attach(|py| {
+        // SAFETY: a new reference, or null with an exception set.
+        let value = unsafe { Bound::from_owned_ptr_or_err(py, value) };
+        let value = parts.lock.release(py).and(value);
+        value.map_or_else(direct::raise, Bound::into_ptr)
+    })
+}
 
-    #[getter]
-    fn __name__(&self, py: Python<'_>) -> Py<PyString> {
-        self.name.clone_ref(py)
+/// Sets an attribute with the lock held.
+unsafe extern "C" fn set_field(
+    slf: *mut ffi::PyObject,
+    value: *mut ffi::PyObject,
+    name: *mut c_void,
+) -> c_int {
+    let name: *mut ffi::PyObject = name.cast();
+    let raise = |error| {
+        direct::raise(error);
+        -1
+    };
+    // SAFETY: called by the interpreter as a setter, with the closure of `property`.
+    let Some(parts) = (unsafe { guarded(&slf) }).parts.get() else {
+        return raise(late::missing("object"));
+    };
+    if value.is_null() {
+        return raise(PyAttributeError::new_err("it cannot be deleted"));
     }
+    if !parts.lock.try_acquire() {
+        return Python::attach(|py| {
+            // SAFETY: the closure is a string; the caller holds the value.
+            let (name, value) = unsafe {
+                let name = Bound::from_borrowed_ptr(py, name);
+                (name, Bound::from_borrowed_ptr(py, value))
+            };
+            let done = parts.with(py, |obj| obj.setattr(name.cast::<PyString>()?, value));
+            done.map_or_else(raise, |()| 0)
+        });
+    }
+    // SAFETY: the caller holds `slf`, and with it the object, and the value; the closure is a
+    // string.
+    let failed = unsafe { ffi::PyObject_SetAttr(parts.obj.as_ptr(), name, value) };
+    if parts.lock.try_release() {
+        return failed;
+    }
+    Python::attach(|py| {
+        let done = match PyErr::take(py) {
+            Some(error) => Err(error),
+            None => Ok(()),
+        };
+        parts.lock.release(py).and(done).map_or_else(raise, |()| 0)
+    })
+}
+
+/// A property of [`Guarded`] objects: the attribute `name` of what they guard, with the lock held.
+#[pyfunction]
+#[pyo3(signature = (name, /))]
+fn guarded_field<'py>(name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>> {
+    /// Those that were made, by name: they stay for ever.
+    static MADE: PyOnceLock<Py<PyDict>> = PyOnceLock::new();
+    let py = name.py();
+    let made = MADE.get_or_init(py, || PyDict::new(py).unbind()).bind(py);
+    if let Some(field) = made.get_item(name)? {
+        return Ok(field);
+    }
+    let interned = PyString::intern(py, name.to_str()?).unbind();
+    let text = Box::leak(CString::new(name.to_str()?)?.into_boxed_c_str());
+    let class = py.get_type::<Guarded>();
+    // SAFETY: the functions take a `Guarded` and a string, which stays for ever.
+    let field = unsafe {
+        direct::property(
+            &class,
+            text,
+            (get_field, set_field),
+            interned.into_ptr().cast(),
+        )?
+    };
+    made.set_item(name, &field)?;
+    Ok(field)
 }
 
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Guarded>()?;
-    module.add_class::<GuardedField>()
+    let class = module.py().get_type::<Guarded>();
+    let methods = [
+        (
+            c"get_obj",
+            c"get_obj($self)\n--\n\nThe object, which can be used without the lock.",
+            get_obj as ffi::PyCFunction,
+        ),
+        (c"get_lock", c"get_lock($self)\n--\n\nThe lock.", get_lock),
+    ];
+    for (name, doc, function) in methods {
+        let function = ffi::PyMethodDefPointer {
+            PyCFunction: function,
+        };
+        // SAFETY: functions without arguments that take a `Guarded`.
+        unsafe { direct::put_method(&class, (name, doc), function, ffi::METH_NOARGS)? };
+    }
+    module.add_function(wrap_pyfunction!(guarded_field, module)?)
 }

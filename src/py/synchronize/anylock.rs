@@ -1,6 +1,7 @@
 //! A lock that a user may have brought along.
 
 use pyo3::PyTraverseError;
+use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 
@@ -28,6 +29,26 @@ impl AnyLock {
             Self::Ours(lock) => lock.bind(py).as_any().clone(),
             Self::Other(lock) => lock.bind(py).clone(),
         }
+    }
+
+    /// The lock itself.
+    pub fn as_ptr(&self) -> *mut ffi::PyObject {
+        match self {
+            Self::Ours(lock) => lock.as_ptr(),
+            Self::Other(lock) => lock.as_ptr(),
+        }
+    }
+
+    /// Acquires it if that needs no waiting and no call of Python.
+    #[inline]
+    pub fn try_acquire(&self) -> bool {
+        matches!(self, Self::Ours(lock) if lock.get().try_acquire())
+    }
+
+    /// Releases it if that is no error and needs no call of Python.
+    #[inline]
+    pub fn try_release(&self) -> bool {
+        matches!(self, Self::Ours(lock) if lock.get().try_release())
     }
 
     #[inline]

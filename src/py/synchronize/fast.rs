@@ -1,5 +1,5 @@
 //! The four methods of a lock that are called more often than all others together, without the
-//! bookkeeping of PyO3 on the way into every method: that costs as much again as all the work.
+//! bookkeeping of PyO3 on the way into every method (see `direct`).
 //!
 //! Only what succeeds at once is done here, which touches no Python object. Everything else, errors
 //! too, goes to the method of the same name in `semlock.rs`, which these stand in front of.
@@ -13,6 +13,7 @@ use pyo3::sync::PyOnceLock;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::semlock::SemLock;
+use crate::py::direct;
 
 /// The methods of `semlock.rs`, in the order of [`NAMES`].
 static USUAL: PyOnceLock<[Py<PyAny>; 4]> = PyOnceLock::new();
@@ -37,7 +38,7 @@ pub fn install(module: &Bound<'_, PyModule>) -> PyResult<()> {
         return Ok(()); // the module is imported again; the class is the same
     }
     let both = ffi::METH_FASTCALL | ffi::METH_KEYWORDS;
-    let methods: [(&CStr, &CStr, ffi::PyMethodDefPointer, c_int); 4] = [
+    let methods: [(&'static CStr, &'static CStr, ffi::PyMethodDefPointer, c_int); 4] = [
         (
             c"acquire",
             c"acquire($self, block=True, timeout=None)\n--\n\nAcquires it; False if it cannot be \
@@ -70,20 +71,9 @@ pub fn install(module: &Bound<'_, PyModule>) -> PyResult<()> {
             ffi::METH_FASTCALL,
         ),
     ];
-    for (index, (name, doc, ml_meth, ml_flags)) in methods.into_iter().enumerate() {
-        let definition = Box::leak(Box::new(ffi::PyMethodDef {
-            ml_name: name.as_ptr(),
-            ml_meth,
-            ml_flags,
-            ml_doc: doc.as_ptr(),
-        }));
-        // SAFETY: the definition lives for ever, and names functions of the kind that its flags
-        // say.
-        let method = unsafe {
-            let descriptor = ffi::PyDescr_NewMethod(class.as_type_ptr(), definition);
-            Bound::from_owned_ptr_or_err(py, descriptor)?
-        };
-        class.setattr(NAMES[index], method)?;
+    for (name, doc, function, flags) in methods {
+        // SAFETY: the flags are those of each function, which takes a lock.
+        unsafe { direct::put_method(&class, (name, doc), function, flags)? };
     }
     Ok(())
 }
