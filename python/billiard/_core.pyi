@@ -440,6 +440,11 @@ class Block:
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
 
+_Block = TypeVar("_Block", bound=Block)
+
+def new_block(class_: type[_Block], size: int, /) -> _Block:
+    """A new block of this class, without a call of its `__init__`."""
+
 # ---- src/py/sharedctypes.rs ----
 
 @disjoint_base
@@ -470,6 +475,11 @@ class Guarded:
 
     if sys.version_info >= (3, 12):
         def __buffer__(self, flags: int, /) -> memoryview: ...
+
+_Guarded = TypeVar("_Guarded", bound=Guarded)
+
+def new_guarded(class_: type[_Guarded], obj: Any, lock: Any, /) -> _Guarded:
+    """A new object of this class, without a call of its `__init__`."""
 
 def guarded_field(name: str, /) -> GetSetDescriptorType:
     """A property of guarded objects: that attribute of the object, with the lock held."""

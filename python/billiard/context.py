@@ -224,7 +224,7 @@ class BaseContext:
     ) -> Any:
         """A ctypes object in shared memory with a lock (`lock=`: another one, or False)."""
         lock = kwargs.get("lock", True)
-        return _sharedctypes.Value(typecode_or_type, *args, lock=lock, ctx=self.get_context())
+        return _sharedctypes.new_value(typecode_or_type, args, lock, self.get_context())
 
     def Array(
         self,

@@ -9,8 +9,8 @@
 from __future__ import annotations
 
 import ctypes
-import operator
 import sys
+from _operator import index, mul
 
 from . import _core, heap
 from . import get_context as get_context
@@ -48,6 +48,8 @@ typecode_to_type: dict[str, type[Any]] = {
 
 #: how shared objects are pickled, by type
 _reducers: dict[type, Any] = {}
+#: their class methods `from_buffer`, their sizes in bytes, and whether they are simple values
+_known: dict[type, tuple[Any, int, bool]] = {}
 
 
 def __getattr__(name: str) -> Any:
@@ -72,19 +74,32 @@ def _type_of(typecode_or_type: Any) -> Any:
         raise TypeError(f"typecode {typecode_or_type!r} is none of {known!r}") from None
 
 
-def _new_value(type_: Any) -> Any:
+def _new_object(type_: Any) -> Any:
     """An object of that type, all zero: that is how blocks come."""
-    if type_ not in _reducers:
-        _register(type_)
-    wrapper = heap.BufferWrapper(ctypes.sizeof(type_))
-    obj = type_.from_buffer(wrapper)
+    from_buffer, size, _ = _known.get(type_) or _register(type_)
+    wrapper = _core.new_block(heap.BufferWrapper, size)
+    obj = from_buffer(wrapper)
     obj._wrapper = wrapper
     return obj
 
 
+def new_value(typecode_or_type: Any, args: tuple[Any, ...], lock: Any, ctx: Any) -> Any:
+    """What `Value` does, for a context, which always has both keywords (ours)."""
+    type_ = typecode_to_type.get(typecode_or_type) or _type_of(typecode_or_type)
+    # As _new_object does, and the last lines as _with_lock: two calls are a tenth of all this.
+    from_buffer, size, is_simple = _known.get(type_) or _register(type_)
+    wrapper = _core.new_block(heap.BufferWrapper, size)
+    obj = from_buffer(wrapper)
+    obj._wrapper = wrapper
+    obj.__init__(*args)
+    if lock is True and is_simple:
+        return _core.new_guarded(Synchronized, obj, ctx.RLock())
+    return _with_lock(obj, lock, ctx)
+
+
 def RawValue(typecode_or_type: Any, *args: Any) -> Any:
     """A ctypes object in shared memory, initialised with `args` (origin: multiprocessing)."""
-    obj = _new_value(typecode_to_type.get(typecode_or_type) or _type_of(typecode_or_type))
+    obj = _new_object(typecode_to_type.get(typecode_or_type) or _type_of(typecode_or_type))
     obj.__init__(*args)
     return obj
 
@@ -97,12 +112,12 @@ def RawArray(typecode_or_type: Any, size_or_initializer: Any) -> Any:
     """
     type_ = _type_of(typecode_or_type)
     try:
-        size = operator.index(size_or_initializer)
+        size = index(size_or_initializer)
     except TypeError:
-        obj = _new_value(type_ * len(size_or_initializer))
+        obj = _new_object(type_ * len(size_or_initializer))
         obj.__init__(*size_or_initializer)
         return obj
-    return _new_value(type_ * size)
+    return _new_object(type_ * size)
 
 
 def Value(typecode_or_type: Any, *args: Any, **kwds: Any) -> Any:
@@ -111,32 +126,34 @@ def Value(typecode_or_type: Any, *args: Any, **kwds: Any) -> Any:
     Keywords: `lock`, another lock than a new `RLock`, or False for none; `ctx`, the context of the
     new one. Raises AttributeError for a lock that has no `acquire`.
     """
-    return _with_lock(RawValue(typecode_or_type, *args), kwds)
+    return _with_keywords(RawValue(typecode_or_type, *args), kwds)
 
 
 def Array(typecode_or_type: Any, size_or_initializer: Any, **kwds: Any) -> Any:
     """`RawArray` with a lock (origin: multiprocessing); keywords as for `Value`."""
-    return _with_lock(RawArray(typecode_or_type, size_or_initializer), kwds)
+    return _with_keywords(RawArray(typecode_or_type, size_or_initializer), kwds)
 
 
-def _with_lock(obj: Any, kwds: dict[str, Any]) -> Any:
+def _with_keywords(obj: Any, kwds: dict[str, Any]) -> Any:
     lock, ctx = kwds.pop("lock", None), kwds.pop("ctx", None)
     if kwds:
         raise ValueError(f"unrecognized keyword argument(s): {list(kwds)}")
+    return _with_lock(obj, lock, ctx)
+
+
+def _with_lock(obj: Any, lock: Any, ctx: Any) -> Any:
     if lock is False:
         return obj
     if lock is True or lock is None:
         lock = (ctx or get_context()).RLock()
     elif not hasattr(lock, "acquire"):
         raise AttributeError(f"{lock!r} has no method 'acquire'")
-    if isinstance(obj, ctypes._SimpleCData):  # most are
-        return Synchronized(obj, lock)
     return synchronized(obj, lock, ctx)
 
 
 def copy(obj: Any) -> Any:
     """A copy of a ctypes object in shared memory (origin: multiprocessing)."""
-    new_obj = _new_value(type(obj))
+    new_obj = _new_object(type(obj))
     ctypes.pointer(new_obj)[0] = obj
     return new_obj
 
@@ -184,7 +201,7 @@ class _ArrayType:
         self._state = (_by_name(type_._type_), type_._length_)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return operator.mul, self._state
+        return mul, self._state
 
 
 def _by_name(type_: Any) -> Any:
@@ -211,19 +228,23 @@ def rebuild_ctype(type_: Any, wrapper: heap.BufferWrapper, length: int | None) -
     """The ctypes object on that memory; an array of `length` if that is given."""
     if length is not None:
         type_ = type_ * length
-    if type_ not in _reducers:
-        _register(type_)
-    obj = type_.from_buffer(wrapper)
+    obj = (_known.get(type_) or _register(type_))[0](wrapper)
     obj._wrapper = wrapper
     return obj
 
 
-def _register(type_: Any) -> None:
-    """Have objects of that type pickled as ours; `reduction` takes them over if it comes later."""
+def _register(type_: Any) -> tuple[Any, int, bool]:
+    """Have objects of that type pickled as ours; `reduction` takes them over if it comes later.
+
+    Returns what is to be known of the type.
+    """
+    size = ctypes.sizeof(type_)
     _reducers[type_] = reduce_ctype
     pickler = getattr(sys.modules.get("billiard.reduction"), "ForkingPickler", None)
     if pickler is not None:
         pickler.register(type_, reduce_ctype)
+    known = _known[type_] = type_.from_buffer, size, issubclass(type_, ctypes._SimpleCData)
+    return known
 
 
 # ---- the objects with a lock ----

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use pyo3::exceptions::PyAssertionError;
 use pyo3::ffi;
 use pyo3::prelude::*;
-use pyo3::types::PyBytes;
+use pyo3::types::{PyBytes, PyTuple, PyType};
 
 use super::buffer::fill_view;
 use super::error::os_error;
+use super::make;
 use crate::ipc::arena;
 use crate::ipc::family::Promise;
 
@@ -162,8 +163,19 @@ impl Block {
     }
 }
 
+/// A new block of this class: without a call of its `__init__`.
+#[pyfunction]
+#[pyo3(signature = (class, size, /))]
+fn new_block<'py>(
+    class: &Bound<'py, PyType>,
+    size: &Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, Block>> {
+    make::bare(class, &PyTuple::new(class.py(), [size])?)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Block>()?;
     module.add_class::<Loan>()?;
-    module.add_class::<Segment>()
+    module.add_class::<Segment>()?;
+    module.add_function(wrap_pyfunction!(new_block, module)?)
 }

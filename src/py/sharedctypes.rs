@@ -9,11 +9,11 @@ use pyo3::ffi;
 use pyo3::gc::PyVisit;
 use pyo3::prelude::*;
 use pyo3::sync::PyOnceLock;
-use pyo3::types::{PyDict, PyString, PyTuple};
+use pyo3::types::{PyDict, PyString, PyTuple, PyType};
 
-use super::direct;
 use super::late::{self, Late};
 use super::synchronize::anylock::AnyLock;
+use super::{direct, make};
 
 #[derive(Debug)]
 struct Parts {
@@ -31,6 +31,14 @@ impl Guarded {
     fn parts(&self) -> PyResult<&Parts> {
         self.parts.get().ok_or_else(|| late::missing("object"))
     }
+
+    fn begin(&self, obj: Bound<'_, PyAny>, lock: Bound<'_, PyAny>) -> PyResult<()> {
+        let parts = Parts {
+            obj: obj.unbind(),
+            lock: AnyLock::new(lock),
+        };
+        late::once(self.parts.set(parts), "object")
+    }
 }
 
 #[pymethods]
@@ -42,11 +50,7 @@ impl Guarded {
     }
 
     fn __init__(&self, obj: Bound<'_, PyAny>, lock: Bound<'_, PyAny>) -> PyResult<()> {
-        let parts = Parts {
-            obj: obj.unbind(),
-            lock: AnyLock::new(lock),
-        };
-        late::once(self.parts.set(parts), "object")
+        self.begin(obj, lock)
     }
 
     #[getter]
@@ -260,6 +264,19 @@ fn guarded_field<'py>(name: &Bound<'py, PyString>) -> PyResult<Bound<'py, PyAny>
     Ok(field)
 }
 
+/// A new object of this class, which has this lock: without a call of its `__init__`.
+#[pyfunction]
+#[pyo3(signature = (class, obj, lock, /))]
+fn new_guarded<'py>(
+    class: &Bound<'py, PyType>,
+    obj: Bound<'py, PyAny>,
+    lock: Bound<'py, PyAny>,
+) -> PyResult<Bound<'py, Guarded>> {
+    let guarded = make::bare::<Guarded>(class, &PyTuple::empty(class.py()))?;
+    guarded.get().begin(obj, lock)?;
+    Ok(guarded)
+}
+
 pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<Guarded>()?;
     let class = module.py().get_type::<Guarded>();
@@ -278,5 +295,6 @@ pub fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
         // SAFETY: functions without arguments that take a `Guarded`.
         unsafe { direct::put_method(&class, (name, doc), function, ffi::METH_NOARGS)? };
     }
-    module.add_function(wrap_pyfunction!(guarded_field, module)?)
+    module.add_function(wrap_pyfunction!(guarded_field, module)?)?;
+    module.add_function(wrap_pyfunction!(new_guarded, module)?)
 }

@@ -242,7 +242,7 @@ impl SemLock {
 #[pyfunction]
 #[pyo3(signature = (class, /))]
 pub fn new_lock<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, SemLock>> {
-    let lock = make::bare::<SemLock>(class)?;
+    let lock = make::bare::<SemLock>(class, &PyTuple::empty(class.py()))?;
     lock.get().begin(Kind::Semaphore, 1, 1)?;
     Ok(lock)
 }
@@ -251,7 +251,7 @@ pub fn new_lock<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, SemLock>
 #[pyfunction]
 #[pyo3(signature = (class, /))]
 pub fn new_rlock<'py>(class: &Bound<'py, PyType>) -> PyResult<Bound<'py, SemLock>> {
-    let lock = make::bare::<SemLock>(class)?;
+    let lock = make::bare::<SemLock>(class, &PyTuple::empty(class.py()))?;
     lock.get().begin(Kind::RecursiveMutex, 1, 1)?;
     Ok(lock)
 }
