@@ -6,14 +6,21 @@ import array
 import ctypes
 import gc
 import pickle
+import threading
+import tracemalloc
+import weakref
 from typing import Any
 
 import pytest
 
 import billiard
-from billiard import sharedctypes
+from billiard import _core, heap, sharedctypes
 from billiard.exceptions import OwnerDiedError
 from billiard.synchronize import Barrier, Condition
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 NUMBERS = "bBhHiIlLqQfd"
 
@@ -161,6 +168,97 @@ def test_each_access_takes_the_lock() -> None:
     assert lock.calls[-1] == "release"
 
 
+def test_an_access_waits_for_whoever_holds_the_lock() -> None:
+    value = billiard.Value("i", 1)
+    accesses: list[Callable[[], Any]] = [
+        lambda: value.value,
+        lambda: setattr(value, "value", 5),
+        lambda: setattr(value, "value", "x"),
+    ]
+    for access in accesses:
+        results: list[Any] = []
+
+        def run_it(access: Any = access, results: Any = results) -> None:
+            try:
+                results.append(access())
+            except TypeError as error:
+                results.append(error)
+
+        thread = threading.Thread(target=run_it)
+        with value:
+            thread.start()
+            thread.join(0.05)
+            assert results == []
+        thread.join()
+        assert value.acquire(False)
+        value.release()
+        assert results[0] in (1, None) or isinstance(results[0], TypeError)
+    assert value.value == 5
+
+
+class Meddler(ctypes.Structure):
+    """Whoever gets or sets `x` finds that the lock has been released meanwhile."""
+
+    _fields_ = (("x", ctypes.c_int),)
+    lock: Any = None
+
+
+def meddle(meddler: Meddler, value: int = 0) -> int:
+    Meddler.lock.release()
+    if value < 0:
+        raise KeyError(value)
+    return 7
+
+
+def test_an_access_says_that_the_lock_was_not_held_at_its_end() -> None:
+    value = billiard.Value(Meddler)
+    Meddler.x = property(meddle, meddle)  # type: ignore[assignment]
+    Meddler.lock = value.get_lock()
+    for access in (
+        lambda: value.x,
+        lambda: setattr(value, "x", 1),
+        lambda: setattr(value, "x", -1),
+    ):
+        with pytest.raises(AssertionError, match="not owned"):
+            access()
+        assert not Meddler.lock.locked()
+
+
+def test_a_value_cannot_be_deleted_or_got_from_something_else() -> None:
+    value = billiard.Value("i", 3)
+    with pytest.raises(AttributeError, match="deleted"):
+        del value.value
+    assert value.value == 3
+    field: Any = sharedctypes.Synchronized.value
+    with pytest.raises(TypeError):
+        field.__get__(value.get_obj())
+    bare = sharedctypes.Synchronized.__new__(sharedctypes.Synchronized)
+    accesses: list[Callable[[], Any]] = [
+        lambda: bare.value,
+        lambda: setattr(bare, "value", 1),
+        bare.get_obj,
+        bare.get_lock,
+    ]
+    for access in accesses:
+        with pytest.raises(RuntimeError, match="__init__"):
+            access()
+
+
+class Number(ctypes.c_int):
+    """A simple type of the user's, which starts with more than it was told."""
+
+    def __init__(self, value: int = 1) -> None:
+        ctypes.c_int.__init__(self, value + 1)
+
+
+def test_the_initializer_of_a_type_is_called(ctx: Any) -> None:
+    assert [ctx.Value(Number).value, ctx.Value(Number, 5).value] == [2, 6]
+    with pytest.raises(TypeError):
+        ctx.Value("i", 1, 2)
+    with pytest.raises(TypeError, match="size"):
+        ctx.Value(int)
+
+
 def test_an_object_gets_one_lock_only() -> None:
     value = billiard.Value("i")
     with pytest.raises(AssertionError):
@@ -242,3 +340,53 @@ def test_the_garbage_collector_may_look_at_an_object_that_is_being_made(cls: Any
     finally:
         gc.set_threshold(*thresholds)
     assert len(dicts) == 1100
+
+
+def test_attributes_may_be_put_on_values_and_locks() -> None:
+    makers: list[Callable[[], Any]] = [
+        lambda: billiard.Value("i"),
+        *(billiard.Lock, billiard.RLock, billiard.Semaphore),
+    ]
+    for make in makers:
+        made = make()
+        made.note = made  # so that only the garbage collector can free it
+        gone = weakref.ref(made)
+        assert vars(made) == {"note": made}
+        del made
+        gc.collect()
+        assert gone() is None
+
+
+def test_what_a_context_makes_is_what_the_classes_make(ctx: Any) -> None:
+    for made in (ctx.Lock(), ctx.RLock()):
+        called = type(made)(ctx=ctx)
+        assert repr(made) == repr(called)
+        assert (made.kind, made.maxvalue) == (called.kind, called.maxvalue)
+        with pytest.raises(RuntimeError, match="already"):
+            made.__init__()
+    with pytest.raises(TypeError):
+        _core.new_lock(int)  # type: ignore[type-var]
+
+
+def test_nothing_is_left_of_what_is_dropped() -> None:
+    def make_and_drop(times: int) -> None:
+        for _ in range(times):
+            billiard.Lock()
+            billiard.RLock()
+            billiard.Value("i", 1).value += 1
+            billiard.Array("i", 4)[0] = 1
+
+    def offsets() -> int:
+        return max(heap.BufferWrapper(8).offset for _ in range(3))
+
+    make_and_drop(100)
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, highest = tracemalloc.get_traced_memory()[0], offsets()
+        make_and_drop(2500)
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] - before < 10_000
+        assert offsets() == highest
+    finally:
+        tracemalloc.stop()
