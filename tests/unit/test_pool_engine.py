@@ -158,18 +158,22 @@ def _taken(results: Any) -> list[Any]:
             taken.append(KeyboardInterrupt)
 
 
-def test_an_interrupted_reader_of_the_input_loses_no_result() -> None:
+@pytest.mark.parametrize("limit", [None, 60])
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+def test_an_interrupted_reader_of_the_input_loses_no_result(method: str, limit: Any) -> None:
     items = Interruptible([0, 1, 2, KeyboardInterrupt, 3, 4])
     with billiard.get_context("fork").Pool(1) as pool:
-        taken = _taken(pool.imap(ident, items, buffersize=2))
+        taken = _taken(getattr(pool, method)(ident, items, buffersize=2, timeout=limit))
     assert taken.count(KeyboardInterrupt) == 1
     taken.remove(KeyboardInterrupt)
     assert taken == [0, 1, 2, 3, 4]
 
 
-def test_an_item_whose_pickling_was_interrupted_is_sent_later() -> None:
+@pytest.mark.parametrize("limit", [None, 60])
+def test_an_item_whose_pickling_was_interrupted_is_sent_later(limit: Any) -> None:
+    items = iter([0, 1, Interrupting(), 3])
     with billiard.get_context("fork").Pool(1) as pool:
-        taken = _taken(pool.imap(ident, iter([0, 1, Interrupting(), 3]), buffersize=1))
+        taken = _taken(pool.imap(ident, items, buffersize=1, timeout=limit))
     assert taken.count(KeyboardInterrupt) == 1
     taken.remove(KeyboardInterrupt)
     assert taken == [0, 1, 2, 3]

@@ -175,6 +175,33 @@ def test_a_buffer_goes_with_chunks(method: str, chunksize: int) -> None:
 
 
 @needs_buffersize
+@pytest.mark.parametrize("method", IMAPS)
+@pytest.mark.parametrize("limit", [None, PATIENCE])
+def test_of_the_threads_that_take_results_one_reads_ahead(
+    ctx: Any, method: str, limit: Any
+) -> None:
+    """While it waits for a generator, the others take what is there; nothing is lost."""
+    reading, go_on = threading.Event(), threading.Event()
+
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        reading.set()
+        assert go_on.wait(PATIENCE)
+        yield from range(3, 20)
+
+    with pool_of(ctx, 2) as pool:
+        iterator = getattr(pool, method)(square, numbers(), buffersize=3, timeout=limit)
+        taken: list[int] = []
+        reader = threading.Thread(target=lambda: taken.append(next(iterator)))
+        reader.start()
+        assert reading.wait(PATIENCE)
+        here = [next(iterator), next(iterator)]
+        go_on.set()
+        reader.join(PATIENCE)
+        assert sorted([*taken, *here, *iterator]) == [n * n for n in range(20)]
+
+
+@needs_buffersize
 def test_what_the_iterable_raises_comes_after_what_it_gave() -> None:
     def numbers() -> Iterator[int]:
         yield from range(5)

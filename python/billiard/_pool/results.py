@@ -18,6 +18,7 @@ import sys
 import threading
 from _queue import Empty, SimpleQueue
 from abc import ABCMeta
+from collections import deque
 
 from .. import exceptions
 from .._core import PoolResult, PoolSequence
@@ -400,8 +401,10 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
     def __init__(self, cache: Cache, lost_worker_timeout: float = LOST_WORKER_TIMEOUT) -> None:
         self._job = next(job_counter)
         self._cache = cache
-        # A queue that is safe to use in signal handlers: no lock that could be held there.
-        self._items: SimpleQueue[Any] = SimpleQueue()
+        # Safe to use in signal handlers: no lock that could be held there.
+        self._items: deque[Any] = deque()
+        #: one for each item
+        self._there: SimpleQueue[None] = SimpleQueue()
         self._mutex = threading.Lock()
         self._index = 0
         self._length: int | None = None
@@ -424,14 +427,19 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         if self._items.empty():
             _check_waiter(self._pool, timeout)
         try:
-            item = self._items.get(timeout=timeout)
+            self._there.get(timeout=timeout)
         except Empty:
             raise exceptions.TimeoutError from None
+        item = self._items.popleft()
         if item is _End:
-            self._items.put(_End)  # for the next to ask
+            self._give_back(item)  # for the next to ask
             raise StopIteration
-        if self._refill is not None:
-            self._refill.submit_one()
+        if (refill := self._refill) is not None:
+            try:
+                refill.submit_one()
+            except BaseException:
+                self._give_back(item)
+                raise
         success, value = item
         if success:
             return value
@@ -441,6 +449,14 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
             del self, item, value
 
     __next__ = next
+
+    def _give(self, item: Any) -> None:
+        self._items.append(item)
+        self._there.put(None)
+
+    def _give_back(self, item: Any) -> None:
+        self._items.appendleft(item)
+        self._there.put(None)
 
     def ready(self) -> bool:
         """Whether all results have arrived."""
@@ -467,12 +483,12 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         with self._mutex:
             if self._ready:
                 return
-            self._items.put((False, info))
+            self._give((False, info))
             self._finish()
 
     def _finish(self) -> None:
         self._ready = True
-        self._items.put(_End)
+        self._give(_End)
         self._cache.pop(self._job, None)
         self._pool = None
 
@@ -480,7 +496,7 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         """Pass on what is due, in order."""
         self._unsorted[self._index if i is None else i] = obj
         while self._index in self._unsorted:
-            self._items.put(self._unsorted.pop(self._index))
+            self._give(self._unsorted.pop(self._index))
             self._index += 1
 
     def _set(self, i: int | None, obj: Outcome) -> None:
@@ -507,7 +523,7 @@ class IMapUnorderedIterator(IMapIterator):
     __module__ = "billiard.pool"
 
     def _arrived(self, i: int | None, obj: Outcome) -> None:
-        self._items.put(obj)
+        self._give(obj)
         self._index += 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import threading
+from collections import deque
 
 from ..einfo import ExceptionInfo
 from . import checks
@@ -36,46 +38,83 @@ class Tasks:
 
 
 class Ahead:
-    """Tasks of a job that are submitted as its results are taken, by whoever takes them."""
+    """Tasks of a job that are submitted as its results are taken, by whoever takes them.
 
-    def __init__(self, pool: Submitting, result: Any, tasks: Iterator[Task]) -> None:
+    Nobody waits for a thread that reads the user's iterable: that thread goes on for all.
+    """
+
+    def __init__(self, pool: Submitting, result: Any, tasks: Tasks) -> None:
         self._pool = pool
         self._result = result
-        self._tasks = tasks
+        self._func = tasks.func
+        self._items = iter(tasks.items)
         self._count = 0
+        #: a task that has been read and not submitted
+        self._left: Task | None = None
+        #: held by who reads
+        self._reading = threading.Lock()
+        #: one for each result that has been taken and not made up for
+        self._due: deque[None] = deque()
+        self._lifted = False
 
     def first(self, count: int) -> Tasks:
         """What to begin with."""
-        begin = Tasks(self._result._job, None, ())
-        begin.made = [task for task in map(self._next, range(count)) if task is not None]
-        return begin
-
-    def _next(self, _: int) -> Task | None:
-        """The next task; None, and the job's length is known, if there are no more."""
-        try:
-            task = next(self._tasks, None)
-        except Exception:
-            self._result._set(self._count, (False, ExceptionInfo()))
-            task, self._count = None, self._count + 1
-        if task is None:
-            self._tasks = iter(())
-            if self._result._length is None:
-                self._result._set_length(self._count)
-        else:
-            self._count += 1
-        return task
+        return self._made(itertools.islice(self._all(Exception), count))
 
     def rest(self) -> Tasks:
         """All that is left, to be submitted in one go."""
-        rest = Tasks(self._result._job, None, ())
-        rest.made = iter(lambda: self._next(0), None)
-        return rest
+        self._lifted = True
+        # The task handler, which reads it, has others to feed, whatever is raised.
+        return self._made(self._all(BaseException))
+
+    def _made(self, made: Iterator[Task]) -> Tasks:
+        tasks = Tasks(self._result._job, None, ())
+        tasks.made = made
+        return tasks
+
+    def _all(self, caught: type[BaseException]) -> Iterator[Task]:
+        while True:
+            with self._reading:
+                task, self._left = self._read(caught), None
+            if task is None:
+                return
+            yield task
+
+    def _read(self, caught: type[BaseException] = Exception) -> Task | None:
+        """The next task; None, and the job's length is known, if there are no more."""
+        if self._left is None:
+            try:
+                for item in self._items:
+                    self._left = TASK, (self._result._job, self._count, self._func, (item,), {})
+                    self._count += 1
+                    return self._left
+            except caught:
+                self._result._set(self._count, (False, ExceptionInfo()))
+                self._count += 1
+            self._items = iter(())
+            self._result._set_length(self._count)
+        return self._left
 
     def submit_one(self) -> None:
-        """Submit the next task: a result has been taken."""
-        task = self._next(0)
-        if task is not None:
+        """Submit the next task: a result has been taken. If this raises, it counts as not taken."""
+        self._due.append(None)
+        while self._due and self._reading.acquire(blocking=False):
+            try:
+                if self._due:
+                    self._due.pop()
+                    self._submit_next()
+            finally:
+                self._reading.release()
+
+    def _submit_next(self) -> None:
+        task = self._read()
+        if task is None or self._lifted:
+            return
+        try:
             self._pool._drive.submit_one(task)
+        except Exception:
+            self._result._set(task[1][1], (False, ExceptionInfo()))
+        self._left = None
 
 
 class Submitting:
@@ -440,7 +479,7 @@ class Submitting:
             Submitting._keep(self, result)
             tasks = Tasks(result._job, func, items)
             if buffersize is not None:
-                ahead = Ahead(self, result, iter(tasks))
+                ahead = Ahead(self, result, tasks)
                 result._refill = ahead
                 tasks = ahead.first(buffersize)
             Submitting._submit(self, result, tasks, None if buffersize else result._set_length)
