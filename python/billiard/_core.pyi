@@ -495,7 +495,7 @@ class SemLock:
     def __init__(
         self, kind: int, value: int, maxvalue: int, name: str | None = None, unlink: bool = True
     ) -> None: ...
-    def acquire(self, block: object = True, timeout: float | None = None) -> bool:
+    def acquire(self, block: bool = True, timeout: float | None = None) -> bool:
         """Acquires it; False if it cannot be had (within `timeout` seconds)."""
 
     def release(self) -> None:

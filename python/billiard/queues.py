@@ -232,7 +232,7 @@ class Queue(_core.Queue):
         from .synchronize import SEM_VALUE_MAX
 
         _context_of(kwargs)
-        limit = 0 if maxsize <= 0 else min(maxsize, SEM_VALUE_MAX)
+        limit = max(maxsize, 0)
         self._set_up(limit)
         self._maxsize = limit or SEM_VALUE_MAX
         self._opid = os.getpid()

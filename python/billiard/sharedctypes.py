@@ -144,7 +144,7 @@ def _with_keywords(obj: Any, kwds: dict[str, Any]) -> Any:
 def _with_lock(obj: Any, lock: Any, ctx: Any) -> Any:
     if lock is False:
         return obj
-    if lock is True or lock is None:
+    if lock in (True, None):
         lock = (ctx or get_context()).RLock()
     elif not hasattr(lock, "acquire"):
         raise AttributeError(f"{lock!r} has no method 'acquire'")
@@ -169,6 +169,8 @@ def synchronized(obj: Any, lock: Any = None, ctx: BaseContext | None = None) -> 
         if obj._type_ is ctypes.c_char:
             return SynchronizedString(obj, lock, ctx)
         return SynchronizedArray(obj, lock, ctx)
+    if not isinstance(obj, (ctypes.Structure, ctypes.Union)):
+        raise AttributeError(f"{obj!r} has no fields")
     return _class_for(type(obj))(obj, lock, ctx)
 
 

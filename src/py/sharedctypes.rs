@@ -35,7 +35,7 @@ impl Guarded {
     fn begin(&self, obj: Bound<'_, PyAny>, lock: Bound<'_, PyAny>) -> PyResult<()> {
         let parts = Parts {
             obj: obj.unbind(),
-            lock: AnyLock::new(lock),
+            lock: AnyLock::new(lock)?,
         };
         late::once(self.parts.set(parts), "object")
     }

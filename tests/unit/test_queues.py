@@ -237,6 +237,26 @@ def test_context_is_required() -> None:
             cls()
 
 
+@pytest.mark.parametrize("limit", [0, 1])
+def test_whether_to_wait_is_told_by_an_integer(kind: str, limit: int) -> None:
+    member = getattr(billiard, kind)(limit)
+    with closing(member):
+        for bad in (None, 1.5, "x"):
+            with pytest.raises(TypeError):
+                member.put(1, bad)
+            with pytest.raises(TypeError):
+                member.get(bad)
+        with pytest.raises(OverflowError):
+            member.put(1, 2**31)
+        assert member.empty()
+
+
+def test_the_limit_is_an_integer_of_31_bits(kind: str) -> None:
+    for bad, error in ((2**31, OverflowError), (1.5, TypeError), (float("inf"), TypeError)):
+        with pytest.raises(error):
+            getattr(billiard, kind)(bad)
+
+
 def test_many_objects_go_in_and_come_out_at_once(q: Any) -> None:
     assert q.put_many(range(1000)) == 1000
     assert q.get_many(3) == [0, 1, 2]

@@ -138,8 +138,13 @@ def test_the_lock_is_a_new_rlock_or_the_one_given_or_none(ctx: Any) -> None:
             assert lock.locked()
     assert isinstance(ctx.Value("i", lock=False), ctypes.c_int)
     assert not hasattr(ctx.Array("i", 2, lock=False), "get_lock")
-    with pytest.raises(AttributeError, match="acquire"):
-        ctx.Value("i", lock=object())
+    for asked_for in (True, 1):
+        assert type(ctx.Array("i", 2, lock=asked_for).get_lock()).__name__ == "RLock"
+    for bad in (object(), 5, "lock"):
+        with pytest.raises(AttributeError, match="acquire"):
+            ctx.Value("i", lock=bad)
+        with pytest.raises(AttributeError, match="acquire"):
+            sharedctypes.synchronized(ctypes.c_int(), bad)
     with pytest.raises(ValueError, match="unrecognized"):
         sharedctypes.Value("i", look=lock)
 
@@ -166,6 +171,12 @@ def test_each_access_takes_the_lock() -> None:
     with pytest.raises(TypeError):
         value.value = "x"
     assert lock.calls[-1] == "release"
+
+
+def test_only_ctypes_objects_can_be_synchronized() -> None:
+    for bad in (None, 5, "text", object()):
+        with pytest.raises(AttributeError, match="fields"):
+            sharedctypes.synchronized(bad)
 
 
 def test_an_access_waits_for_whoever_holds_the_lock() -> None:

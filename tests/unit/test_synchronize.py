@@ -90,11 +90,25 @@ def test_releasing_too_often_is_an_error() -> None:
     assert semaphore.get_value() == 1
 
 
-@pytest.mark.parametrize("value", [-1, 2**31])
-def test_a_value_out_of_range_is_an_oserror(value: int) -> None:
+def test_a_value_out_of_range_is_an_error() -> None:
     with pytest.raises(OSError, match="not in") as caught:
-        billiard.Semaphore(value)
+        billiard.Semaphore(-1)
     assert caught.value.errno == 22
+    for made in (billiard.Semaphore, billiard.BoundedSemaphore):
+        with pytest.raises(OverflowError):
+            made(2**31)
+
+
+@pytest.mark.parametrize("kind", ["Lock", "RLock", "Semaphore", "BoundedSemaphore", "Condition"])
+def test_whether_to_wait_is_told_by_an_integer(kind: str) -> None:
+    lock = getattr(billiard, kind)()
+    for bad in (None, 1.5, "x", object()):
+        with pytest.raises(TypeError):
+            lock.acquire(bad)
+    with pytest.raises(OverflowError):
+        lock.acquire(2**31)
+    assert lock.acquire(1, 10)
+    lock.release()
 
 
 def test_a_recursive_lock_is_released_as_often_as_it_was_acquired() -> None:

@@ -150,6 +150,12 @@ def test_any_lock_will_do_that_has_the_methods() -> None:
     assert lock.calls.count("acquire") == lock.calls.count("release") == 3
 
 
+@pytest.mark.parametrize("bad", [5, "lock", object()])
+def test_what_is_no_lock_is_an_error_at_once(bad: object) -> None:
+    with pytest.raises(AttributeError, match="acquire"):
+        billiard.Condition(bad)
+
+
 def test_a_handler_that_raises_ends_the_wait_with_the_lock_held() -> None:
     condition = billiard.Condition()
     with condition:

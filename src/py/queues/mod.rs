@@ -43,11 +43,8 @@ pub struct Queue {
     parts: OnceLock<Parts>,
 }
 
-fn deadline(block: Option<&Bound<'_, PyAny>>, timeout: Option<f64>) -> PyResult<Deadline> {
-    match block {
-        Some(block) if !block.is_truthy()? => Deadline::after(Some(0.0)),
-        _ => Deadline::after(timeout),
-    }
+fn deadline(block: i32, timeout: Option<f64>) -> PyResult<Deadline> {
+    Deadline::after(if block == 0 { Some(0.0) } else { timeout })
 }
 
 impl Queue {
@@ -122,7 +119,8 @@ impl Queue {
     }
 
     /// Makes an object without parts a new queue for at most `limit` messages (0: any number).
-    fn _set_up(&self, limit: u32) -> PyResult<()> {
+    fn _set_up(&self, limit: i32) -> PyResult<()> {
+        let limit = limit.max(0).unsigned_abs();
         self.set_parts(Channel::create(limit).map_err(os_error)?)
     }
 
@@ -159,22 +157,21 @@ impl Queue {
         Ok(())
     }
 
-    #[pyo3(signature = (obj, block=None, timeout=None),
+    #[pyo3(signature = (obj, block=1, timeout=None),
            text_signature = "($self, obj, block=True, timeout=None)")]
     fn put(
         slf: &Bound<'_, Self>,
         obj: &Bound<'_, PyAny>,
-        block: Option<&Bound<'_, PyAny>>,
+        block: i32,
         timeout: Option<f64>,
     ) -> PyResult<()> {
         let parts = Self::open_parts(slf)?;
         let py = slf.py();
-        let mut until = Deadline::Never;
-        if parts.channel.limit() != 0 {
-            until = deadline(block, timeout)?;
-            if parts.is_full() && !parts.wait_for_place(py, until)? {
-                return Err(Full::new_err(()));
-            }
+        let mut until = deadline(block, timeout)?;
+        if parts.channel.limit() == 0 {
+            until = Deadline::Never;
+        } else if parts.is_full() && !parts.wait_for_place(py, until)? {
+            return Err(Full::new_err(()));
         }
         let Some(message) = Self::encode(slf, parts, obj)? else {
             return Ok(());
@@ -198,11 +195,11 @@ impl Queue {
         }
     }
 
-    #[pyo3(signature = (block=None, timeout=None),
+    #[pyo3(signature = (block=1, timeout=None),
            text_signature = "($self, block=True, timeout=None)")]
     fn get<'py>(
         slf: &Bound<'py, Self>,
-        block: Option<&Bound<'py, PyAny>>,
+        block: i32,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let parts = Self::open_parts(slf)?;
@@ -217,12 +214,12 @@ impl Queue {
         }
     }
 
-    #[pyo3(signature = (objects, block=None, timeout=None),
+    #[pyo3(signature = (objects, block=1, timeout=None),
            text_signature = "($self, objects, block=True, timeout=None)")]
     fn put_many(
         slf: &Bound<'_, Self>,
         objects: &Bound<'_, PyAny>,
-        block: Option<&Bound<'_, PyAny>>,
+        block: i32,
         timeout: Option<f64>,
     ) -> PyResult<usize> {
         let parts = Self::open_parts(slf)?;
@@ -255,12 +252,12 @@ impl Queue {
         Ok(all - messages.len())
     }
 
-    #[pyo3(signature = (most=None, block=None, timeout=None),
+    #[pyo3(signature = (most=None, block=1, timeout=None),
            text_signature = "($self, most=None, block=True, timeout=None)")]
     fn get_many<'py>(
         slf: &Bound<'py, Self>,
         most: Option<usize>,
-        block: Option<&Bound<'py, PyAny>>,
+        block: i32,
         timeout: Option<f64>,
     ) -> PyResult<Bound<'py, PyList>> {
         let parts = Self::open_parts(slf)?;

@@ -17,10 +17,16 @@ pub enum AnyLock {
 }
 
 impl AnyLock {
-    pub fn new(lock: Bound<'_, PyAny>) -> Self {
+    /// Raises AttributeError for what has not even the two methods that all locks have.
+    pub fn new(lock: Bound<'_, PyAny>) -> PyResult<Self> {
         match lock.cast_into::<SemLock>() {
-            Ok(ours) => Self::Ours(ours.unbind()),
-            Err(other) => Self::Other(other.into_inner().unbind()),
+            Ok(ours) => Ok(Self::Ours(ours.unbind())),
+            Err(other) => {
+                let other = other.into_inner();
+                other.getattr("acquire")?;
+                other.getattr("release")?;
+                Ok(Self::Other(other.unbind()))
+            }
         }
     }
 

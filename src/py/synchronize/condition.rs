@@ -50,7 +50,7 @@ impl Condition {
         let parts = Parts {
             line: block.line(),
             block,
-            lock: AnyLock::new(lock),
+            lock: AnyLock::new(lock)?,
             spinner: Spinner::default(),
             notifier: AtomicU64::new(0),
         };

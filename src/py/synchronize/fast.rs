@@ -158,12 +158,14 @@ unsafe extern "C" fn acquire(
 ) -> *mut ffi::PyObject {
     // SAFETY: called by the interpreter as this kind of method.
     unsafe {
-        // With a timeout, which has to be checked, it is the usual method's.
-        if names.is_null() && count <= 1 {
+        // Arguments that have to be checked are the usual method's.
+        let block = if count == 0 { ffi::Py_True() } else { *args };
+        let plain = block == ffi::Py_True() || block == ffi::Py_False();
+        if names.is_null() && count <= 1 && plain {
             if lock(&slf).try_acquire() {
                 return new_true();
             }
-            if count == 1 && *args == ffi::Py_False() && lock(&slf).is_semaphore() {
+            if block == ffi::Py_False() && lock(&slf).is_semaphore() {
                 return ffi::Py_NewRef(ffi::Py_False());
             }
         }

@@ -109,13 +109,13 @@ impl SemLock {
     fn __init__(
         &self,
         kind: i32,
-        value: i64,
-        maxvalue: i64,
+        value: i32,
+        maxvalue: i32,
         name: Option<&str>,
         unlink: bool,
     ) -> PyResult<()> {
         let _ = (name, unlink); // it has no name
-        let (kind, max) = check(kind, value, maxvalue)?;
+        let (kind, max) = check(kind, value.into(), maxvalue.into())?;
         self.begin(kind, value as u32, max)
     }
 
@@ -149,20 +149,13 @@ impl SemLock {
         })
     }
 
-    #[pyo3(signature = (block=None, timeout=None), text_signature = "($self, block=True, timeout=None)")]
-    fn acquire(
-        &self,
-        py: Python<'_>,
-        block: Option<&Bound<'_, PyAny>>,
-        timeout: Option<f64>,
-    ) -> PyResult<bool> {
+    #[pyo3(signature = (block=1, timeout=None), text_signature = "($self, block=True, timeout=None)")]
+    fn acquire(&self, py: Python<'_>, block: i32, timeout: Option<f64>) -> PyResult<bool> {
         let parts = self.parts()?;
         if parts.try_acquire() {
             return Ok(true);
         }
-        if let Some(block) = block
-            && !block.is_truthy()?
-        {
+        if block == 0 {
             return parts.try_again();
         }
         parts.wait(py, timeout)
