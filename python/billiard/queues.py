@@ -19,7 +19,7 @@ from queue import Full as Full
 
 from . import _core, connection, context, heap
 from .compat import get_errno as get_errno
-from .reduction import _REFUSALS, ForkingPickler
+from .reduction import _REFUSALS, ForkingPickler, dump_into, dumps_by_value
 from .util import Finalize, debug, register_after_fork
 from .util import error as error
 from .util import info as info
@@ -68,9 +68,9 @@ def _dumps(obj: object) -> Buffer | tuple[Buffer, list[memoryview]]:
     pickler = Pickler(file, 5, buffer_callback=in_band)
     pickler.dispatch_table = ForkingPickler._dispatch_table()
     try:
-        pickler.dump(obj)
-    except _REFUSALS:
-        return ForkingPickler.dumps(obj)
+        dump_into(pickler, obj)
+    except _REFUSALS as refusal:
+        return dumps_by_value(ForkingPickler, obj, None, refusal)
     return (file.getbuffer(), buffers) if buffers else file.getbuffer()
 
 

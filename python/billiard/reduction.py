@@ -99,14 +99,14 @@ class ForkingPickler(Pickler):
                 pickler.dispatch_table = cls._dispatch_table()
             else:
                 pickler = cls(buffer, protocol)
-            pickler.dump(obj)
+            dump_into(pickler, obj)
         except _REFUSALS as refusal:
             del fds[mark:]
-            by_value = _dumps_by_value(cls, obj, protocol)
-            if by_value is None:
+            try:
+                return dumps_by_value(cls, obj, protocol, refusal)
+            except BaseException:
                 del fds[mark:]
-                raise refusal
-            return by_value
+                raise
         return buffer.getbuffer()
 
     @classmethod
@@ -121,6 +121,27 @@ register = ForkingPickler.register
 
 if "billiard.sharedctypes" in sys.modules:  # which does not import this before it has to
     ForkingPickler._extra_reducers |= sys.modules["billiard.sharedctypes"]._reducers
+
+
+def dump_into(pickler: Pickler, obj: object) -> None:
+    """Have `pickler` pickle `obj`; if it fails, no descriptor waits to be fetched."""
+    before = _last_shared()
+    try:
+        pickler.dump(obj)
+    except BaseException:
+        if _last_shared() > before:
+            from . import resource_sharer
+
+            for _, seen in pickler.memo.copy().values():
+                if type(seen) is resource_sharer.DupFd:
+                    seen._withdraw(before)
+        raise
+
+
+def _last_shared() -> int:
+    """The number of the last descriptor that other processes may fetch from this one."""
+    sharer = sys.modules.get("billiard.resource_sharer")
+    return sharer._resource_sharer._key if sharer is not None else 0
 
 
 def dump(obj: object, file: IO[bytes], protocol: int | None = None) -> None:
@@ -145,10 +166,10 @@ def _importable(obj: Any) -> bool:
     return found is obj
 
 
-def _dumps_by_value(
-    cls: type[ForkingPickler], obj: object, protocol: int | None
-) -> memoryview | None:
-    """Pickle through cloudpickle; None if that is refused as well."""
+def dumps_by_value(
+    cls: type[ForkingPickler], obj: object, protocol: int | None, refusal: BaseException
+) -> memoryview:
+    """Pickle through cloudpickle what was refused; raises `refusal` if that does not do either."""
     import cloudpickle  # type: ignore[import-untyped]
 
     # cloudpickle's table has entries that change what an object is (an open file becomes a copy of
@@ -172,11 +193,11 @@ def _dumps_by_value(
     buffer = io.BytesIO()
     pickler = ByValue(buffer, protocol)
     try:
-        pickler.dump(obj)
+        dump_into(pickler, obj)
     except SoftTimeLimitExceeded:
         raise  # that is not the object's fault
     except Exception:
-        return None
+        raise refusal from None
     return buffer.getbuffer()
 
 

@@ -55,6 +55,11 @@ class DupFd:
         with _resource_sharer.get_connection(self._id) as conn:
             return reduction.recv_handle(conn)
 
+    def _withdraw(self, before: int) -> None:
+        """Close the duplicate, which nobody will fetch, unless its number is `before` or less."""
+        if self._id[1] > before:
+            _resource_sharer.withdraw(self._id)
+
 
 class _ResourceSharer:
     """The thread that hands descriptors out, and what it has to hand out. Process-local: a forked
@@ -77,6 +82,12 @@ class _ResourceSharer:
             self._key += 1
             self._cache[self._key] = (send, close)
             return (self._address, self._key)
+
+    def withdraw(self, ident: Ident) -> None:
+        """Close a resource that nobody will fetch."""
+        _, close = self._cache.pop(ident[1], (None, None))
+        if close is not None:
+            close()
 
     @staticmethod
     def get_connection(ident: Ident) -> Connection:

@@ -370,6 +370,60 @@ def test_stop_closes_what_nobody_has_fetched() -> None:
     resource_sharer.stop()  # nothing to stop
 
 
+def number_of_shared() -> int:
+    return len(resource_sharer._resource_sharer._cache)
+
+
+def a_closure(value: object) -> Callable[[], object]:
+    return lambda: value
+
+
+@pytest.mark.parametrize("bad", [threading.Lock(), a_closure(threading.Lock())])
+@pytest.mark.parametrize("kind", ["connection", "queue"])
+def test_what_cannot_be_sent_leaves_no_descriptor(kind: str, bad: object) -> None:
+    reader, writer = billiard.Pipe()
+    queue: Any = billiard.Queue()
+    queue._on_queue_feeder_error = lambda exc, obj: None
+    with reader, writer:
+        if kind == "queue":
+            queue.put([reader, bad])
+        else:
+            with pytest.raises((TypeError, AttributeError, pickle.PicklingError)):
+                writer.send([reader, bad])
+    assert number_of_shared() == 0
+    queue.close()
+    queue.join_thread()
+    resource_sharer.stop(30)
+
+
+def use_what_comes(conn: Connection) -> None:
+    message, fd, function = conn.recv()
+    message.send(function())
+    message.close()
+    os.write(fd.detach(), b"x")
+    conn.close()
+
+
+def test_descriptors_beside_what_goes_by_value_are_shared_once(ctx: Any) -> None:
+    ours, its = billiard.Pipe()
+    result, goes = billiard.Pipe()
+    reader, writer = os.pipe()
+    process = ctx.Process(target=use_what_comes, args=(its,))
+    process.start()
+    its.close()
+    with ours, result, goes:
+        ours.send([goes, reduction.DupFd(writer), a_closure(3)])
+        goes.close()
+        assert result.recv() == 3
+        os.close(writer)
+        assert os.read(reader, 5) == b"x"
+    os.close(reader)
+    process.join()
+    assert process.exitcode == 0
+    assert number_of_shared() == 0
+    resource_sharer.stop(30)
+
+
 def test_sharing_what_is_not_open() -> None:
     with pytest.raises(OSError):
         reduction.DupFd(987_654)

@@ -13,7 +13,7 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from .. import exceptions
 from ..einfo import ExceptionInfo, RemoteTraceback
 from ..exceptions import SoftTimeLimitExceeded, Terminated
-from ..reduction import ForkingPickler
+from ..reduction import ForkingPickler, dumps_by_value
 from .constants import STRANGE, TASK, job_counter
 from .failures import captured, task_error  # noqa: F401  (for the Rust part)
 from .log import error
@@ -96,10 +96,7 @@ def _is_of_module(func: object) -> bool:
 
 def encode_by_value(call: object, refusal: BaseException) -> memoryview:
     """Pickle a call whose function has no importable name, or raise why it was refused."""
-    try:
-        return ForkingPickler.dumps(call)
-    except REFUSALS:
-        raise refusal from None
+    return dumps_by_value(ForkingPickler, call, None, refusal)
 
 
 def _is_plain(value: Any) -> bool:
