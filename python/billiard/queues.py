@@ -71,7 +71,7 @@ def _dumps(obj: object) -> Buffer | tuple[Buffer, list[memoryview]]:
         dump_into(pickler, obj)
     except _REFUSALS as refusal:
         return dumps_by_value(ForkingPickler, obj, None, refusal)
-    return (file.getbuffer(), buffers) if buffers else file.getbuffer()
+    return (file.getvalue(), buffers) if buffers else file.getvalue()
 
 
 def _loads(message: Buffer, buffers: list[Buffer] | None) -> Any:

@@ -107,7 +107,8 @@ class ForkingPickler(Pickler):
             except BaseException:
                 del fds[mark:]
                 raise
-        return buffer.getbuffer()
+        # Not a view of the file, which could not be closed if it were collected with the view.
+        return memoryview(buffer.getvalue())
 
     @classmethod
     def loadbuf(cls, buf: io.BytesIO, protocol: int | None = None) -> Any:
@@ -198,7 +199,7 @@ def dumps_by_value(
         raise  # that is not the object's fault
     except Exception:
         raise refusal from None
-    return buffer.getbuffer()
+    return memoryview(buffer.getvalue())
 
 
 # ---- descriptors ----

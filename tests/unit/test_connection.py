@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import array
 import errno
+import gc
 import os
 import resource
 import socket
 import struct
+import sys
 from typing import Any
 
 import pytest
@@ -228,6 +230,26 @@ def test_sending_to_nobody_is_broken_pipe(ends: Any) -> None:
     with pytest.raises(BrokenPipeError) as caught:
         writer.send(1)
     assert caught.value.errno == errno.EPIPE
+
+
+def test_a_failed_send_is_collected_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython 3.13 tells when a file in memory cannot be closed for a view of it."""
+    said: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+
+    def fail() -> None:
+        reader, writer = Pipe()
+        reader.close()
+        with writer:
+            try:
+                writer.send([1] * 100)
+            except OSError as exc:
+                cycle = exc  # whose traceback knows this frame
+        assert cycle
+
+    fail()
+    gc.collect()
+    assert not said
 
 
 # --- the object --------------------------------------------------------------------------------
