@@ -37,6 +37,7 @@ use super::arena::Block;
 use super::fifo::spill::CHUNK;
 use super::fifo::{self, Appender, At, Store, bell, overflow, spill};
 use super::owned::{self, Got};
+use crate::sys::clock;
 use crate::sys::io::{self, Source, Target};
 use crate::sys::life::{self, Identity};
 use crate::sys::memory::{self, BytesRef, LINE, LineRef, PAGE, WordsRef};
@@ -262,8 +263,13 @@ impl Channel {
 
     /// [`lock`](Self::lock) where there is nobody whom a signal could interest.
     pub fn lock_through(&self, at: At, timeout: Option<Duration>) -> bool {
+        if self.try_lock(at) {
+            return true;
+        }
+        let end = timeout.map(|timeout| clock::now() + timeout);
         loop {
-            match self.lock(at, timeout) {
+            let left = end.map(|end| end.saturating_sub(clock::now()));
+            match self.lock(at, left) {
                 Err(Errno::EINTR) => {}
                 other => return other.unwrap_or(false),
             }
@@ -320,52 +326,48 @@ impl Channel {
             bell::ring(&self.memory, At::Places, count);
         }
         bell::ring_all_if(&self.memory, At::Room, || fifo::has_room(&self.memory));
-        self.found_empty();
     }
 
-    /// What a reader does who may have found the ring empty.
+    /// Whether a reader has to take the byte out of the pipe: the ring is empty.
     #[inline]
-    pub fn found_empty(&self) {
+    pub fn has_to_unsignal(&self) -> bool {
         let watch = self.memory.counts[WATCH].load(Ordering::Relaxed);
-        if watch & WATCHED != 0 && fifo::is_empty(&self.memory) {
-            self.unsignal();
-        }
+        watch & WATCHED != 0 && fifo::is_empty(&self.memory)
     }
 
     // ---- counting ----
 
+    /// How many messages there are, if that takes no lock.
+    pub fn count_at_once(&self) -> Option<u32> {
+        (self.overflow().total() == 0).then(|| fifo::len(&self.memory))
+    }
+
     /// How many messages there are, with those that processes still have in their own memory.
-    pub fn len(&self) -> u32 {
-        if self.overflow().total() == 0 {
-            return fifo::len(&self.memory);
+    /// Not with the GIL held: whoever has the lock may have been stopped.
+    pub fn count(&self) -> u32 {
+        if let Some(count) = self.count_at_once() {
+            return count;
         }
         let locked = self.lock_through(At::WLock, Some(Duration::from_secs(1)));
         if locked {
             self.overflow().bury(life::runs);
         }
-        let len = fifo::len(&self.memory) + self.overflow().total();
+        let count = fifo::len(&self.memory) + self.overflow().total();
         if locked {
             self.unlock(At::WLock);
         }
-        len
+        count
     }
 
-    pub fn is_empty(&self) -> bool {
-        fifo::is_empty(&self.memory) && (self.overflow().total() == 0 || self.len() == 0)
-    }
-
-    pub fn is_full(&self) -> bool {
-        self.is_full_now() && self.len() >= self.limit
-    }
-
-    /// The same, with what dead processes may have had.
+    /// Whether there are as many as there may be, with what dead processes may have had.
     pub fn is_full_now(&self) -> bool {
         self.limit != 0 && fifo::len(&self.memory) + self.overflow().total() >= self.limit
     }
 
     // ---- the descriptor ----
 
-    /// The reading end of the pipe, from now on readable while there is something to take.
+    /// The reading end of the pipe, from now on readable while there is something to take. Not with
+    /// the GIL held.
     pub fn watch(&self) -> nix::Result<RawFd> {
         let fd = self.reader.get()?;
         let watch = &self.memory.counts[WATCH];
@@ -378,7 +380,9 @@ impl Channel {
             }
             self.unlock(At::WLock);
         }
-        self.found_empty();
+        if self.has_to_unsignal() {
+            self.unsignal();
+        }
         Ok(fd)
     }
 
@@ -390,8 +394,9 @@ impl Channel {
         }
     }
 
+    /// Takes the byte out of the pipe if the ring is empty. Not with the GIL held.
     #[cold]
-    fn unsignal(&self) {
+    pub fn unsignal(&self) {
         if !self.lock_through(At::WLock, Some(Duration::from_millis(200))) {
             return;
         }

@@ -316,9 +316,9 @@ mod tests {
         let message = |number: u32| vec![number as u8; 1 + number as usize * 7 % 20_000];
         for number in 0..1000 {
             push(&outbox, &channel, &message(number));
-            assert!(channel.len() >= number);
+            assert!(channel.count() >= number);
         }
-        assert_eq!(channel.len(), 1000);
+        assert_eq!(channel.count(), 1000);
         assert!(outbox.is_busy());
         for number in 0..1000 {
             while fifo::is_empty(&channel.memory) {
@@ -327,7 +327,7 @@ mod tests {
             assert_eq!(take(&channel).unwrap(), message(number));
         }
         while !outbox.wait_until_empty(None).unwrap() {}
-        assert_eq!((channel.len(), channel.overflow().total()), (0, 0));
+        assert_eq!((channel.count(), channel.overflow().total()), (0, 0));
     }
 
     #[test]

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import pytest
+from pool_tasks import eventually
 
 import billiard
 from billiard.connection import wait
@@ -122,6 +126,72 @@ def test_forks_while_threads_use_the_queue_hurt_nobody() -> None:
     for thread in threads:
         thread.join(LONG)
     close(q, there, back)
+
+
+# --- processes that are stopped ----------------------------------------------------------------
+
+
+def stop_with_lock(q: Any) -> None:
+    with q._wlock:
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def is_stopped(process: Any) -> bool:
+    status = Path(f"/proc/{process.pid}/stat").read_text()
+    return status.rsplit(")", 1)[1].split()[0] == "T"
+
+
+@pytest.fixture
+def ticking() -> Iterator[list[int]]:
+    """Counts how often another thread runs. None is forced to make way for another."""
+    ticks, over = [0], threading.Event()
+
+    def tick() -> None:
+        while not over.wait(0.001):
+            ticks[0] += 1
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(LONG)
+    thread = threading.Thread(target=tick)
+    thread.start()
+    yield ticks
+    over.set()
+    thread.join()
+    sys.setswitchinterval(interval)
+
+
+def test_who_waits_for_a_lock_in_order_to_count_lets_other_threads_run(
+    ctx: Any, ticking: list[int]
+) -> None:
+    q = ctx.Queue()
+    count = 100
+    put_marks(q, "parent", count, 20_000)  # more than the ring has room for
+    child = start(ctx, stop_with_lock, q)
+    eventually(lambda: is_stopped(child))
+    before = ticking[0]
+    assert q.qsize() == count
+    assert ticking[0] > before
+    os.kill(child.pid, signal.SIGCONT)
+    join(child)
+    for _ in range(count):
+        q.get(timeout=LONG)
+    close(q)
+
+
+def test_who_finds_a_watched_queue_empty_lets_other_threads_run(
+    ctx: Any, ticking: list[int]
+) -> None:
+    q = ctx.Queue()
+    assert wait([q._reader], 0) == []
+    child = start(ctx, stop_with_lock, q)
+    eventually(lambda: is_stopped(child))
+    before = ticking[0]
+    with pytest.raises(Empty):
+        q.get_nowait()
+    assert ticking[0] > before
+    os.kill(child.pid, signal.SIGCONT)
+    join(child)
+    close(q)
 
 
 # --- ends and kills ----------------------------------------------------------------------------

@@ -170,7 +170,7 @@ impl Queue {
         let mut until = deadline(block, timeout)?;
         if parts.channel.limit() == 0 {
             until = Deadline::Never;
-        } else if parts.is_full() && !parts.wait_for_place(py, until)? {
+        } else if parts.is_full(py) && !parts.wait_for_place(py, until)? {
             return Err(Full::new_err(()));
         }
         let Some(message) = Self::encode(slf, parts, obj)? else {
@@ -264,7 +264,7 @@ impl Queue {
         let py = slf.py();
         let until = deadline(block, timeout)?;
         // Not more than there are now: others may put faster than this takes.
-        let most = most.unwrap_or_else(|| parts.channel.len().max(1) as usize);
+        let most = most.unwrap_or_else(|| parts.len(py).max(1) as usize);
         let (mut found, mut short) = (Vec::new(), [0; SHORT]);
         while found.len() < most {
             match parts.take(py, until, &mut short) {
@@ -282,18 +282,18 @@ impl Queue {
     }
 
     /// How many objects there are.
-    fn qsize(&self) -> PyResult<u32> {
-        Ok(self.parts()?.channel.len())
+    fn qsize(&self, py: Python<'_>) -> PyResult<u32> {
+        Ok(self.parts()?.len(py))
     }
 
     /// Whether there are none, also in this process's closed queue.
-    fn _is_empty(&self) -> PyResult<bool> {
+    fn _is_empty(&self, py: Python<'_>) -> PyResult<bool> {
         let parts = self.parts()?;
-        Ok(!parts.has_kept() && parts.channel.is_empty())
+        Ok(!parts.has_kept() && parts.is_empty(py))
     }
 
-    fn full(&self) -> PyResult<bool> {
-        Ok(self.parts()?.is_full())
+    fn full(&self, py: Python<'_>) -> PyResult<bool> {
+        Ok(self.parts()?.is_full(py))
     }
 
     /// Waits until there is something to take.
@@ -336,7 +336,7 @@ impl Queue {
             (left == 0 || bell::times_done(memory) != times).then_some(())
         };
         let slice = || {
-            channel.len();
+            channel.count();
             Err(Errno::EINTR)
         };
         block_on(py, Deadline::Never, |left| {
@@ -348,8 +348,9 @@ impl Queue {
     // ---- the descriptor ----
 
     /// A descriptor that is readable while there is something to take.
-    fn _watch(&self) -> PyResult<i32> {
-        self.parts()?.channel.watch().map_err(os_error)
+    fn _watch(&self, py: Python<'_>) -> PyResult<i32> {
+        let channel = &self.parts()?.channel;
+        py.detach(|| channel.watch()).map_err(os_error)
     }
 
     /// Both ends of the pipe, for another process.

@@ -203,7 +203,7 @@ impl Parts {
     ) -> PyResult<Option<Raw>> {
         let channel = &self.channel;
         if fifo::is_empty(&channel.memory) {
-            channel.found_empty();
+            self.found_empty(py);
             return Ok(None);
         }
         if !self.lock(py, At::RLock, deadline)? {
@@ -219,7 +219,16 @@ impl Parts {
         };
         channel.unlock(At::RLock);
         channel.taken(1);
+        self.found_empty(py);
         raw
+    }
+
+    /// What a reader does who may have found the ring empty.
+    #[inline]
+    fn found_empty(&self, py: Python<'_>) {
+        if self.channel.has_to_unsignal() {
+            py.detach(|| self.channel.unsignal());
+        }
     }
 
     /// For the holder of `R_LOCK`. On an error without memory the message stays.
@@ -281,19 +290,31 @@ impl Parts {
     /// Nothing is in the ring, but a process may be about to move something there: it counts as
     /// being in the queue, so who will not wait should have it too.
     pub fn is_on_its_way(&self, py: Python<'_>) -> PyResult<bool> {
-        if self.channel.is_empty() {
+        if self.is_empty(py) {
             return Ok(false);
         }
         let deadline = Deadline::after(Some(MOMENT.as_secs_f64()))?;
         self.wait_for_item(py, deadline)
     }
 
-    // ---- putting ----
+    // ---- counting ----
 
-    /// Whether there are as many messages as there may be, those of dead processes not counted.
-    pub fn is_full(&self) -> bool {
-        self.channel.limit() != 0 && self.channel.is_full()
+    /// How many messages there are, those of dead processes not counted.
+    pub fn len(&self, py: Python<'_>) -> u32 {
+        let now = self.channel.count_at_once();
+        now.unwrap_or_else(|| py.detach(|| self.channel.count()))
     }
+
+    pub fn is_empty(&self, py: Python<'_>) -> bool {
+        fifo::is_empty(&self.channel.memory) && self.len(py) == 0
+    }
+
+    /// Whether there are as many messages as there may be.
+    pub fn is_full(&self, py: Python<'_>) -> bool {
+        self.channel.is_full_now() && self.len(py) >= self.channel.limit()
+    }
+
+    // ---- putting ----
 
     /// Waits for a place in a bounded queue; false when the time was over.
     pub fn wait_for_place(&self, py: Python<'_>, deadline: Deadline) -> PyResult<bool> {
@@ -307,12 +328,12 @@ impl Parts {
             }
             // Counting leaves the dead out.
             let slice = || {
-                channel.len();
+                channel.count();
                 Err(Errno::EINTR)
             };
             bell::wait(&channel.memory, At::Places, left, look, slice)
         })?;
-        Ok(found.is_some() || !self.is_full())
+        Ok(found.is_some() || !self.is_full(py))
     }
 
     /// Puts a message, into the ring or behind what waits for room there.
