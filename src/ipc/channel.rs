@@ -4,7 +4,7 @@
 //!  block   0     R_LOCK and what readers write      a line each, so that writers and readers
 //!          64    W_LOCK and what writers write      do not take it from one another
 //!          128   bells
-//!          192   DONE, the limit, the watch word
+//!          192   DONE, the limit, the watch word, who watches
 //!          256   the table of overflows
 //!          4096  the ring's data
 //!          ...   the table of chunks
@@ -22,6 +22,7 @@
 //! ```
 //! So the byte is there before the message and goes after the last one: whoever dies, a message is
 //! never without its byte, and a byte without a message goes with the next look at the empty ring.
+//! A writer whose program has closed its end opens that of who asked for the descriptor last.
 //!
 //! The pipe also tells who is left: when no process has its reading end open any more, nobody will
 //! ever take what an overflow still holds.
@@ -67,6 +68,8 @@ pub fn chunk_at(chunk: u32) -> u64 {
 const DONE: usize = 0;
 const LIMIT: usize = 1;
 const WATCH: usize = 2;
+/// who asked for the descriptor last: pid << 32 | descriptor
+const WATCHER: usize = 3;
 
 const WATCHED: u64 = 1;
 const SIGNALLED: u64 = 2;
@@ -370,6 +373,8 @@ impl Channel {
     /// the GIL held.
     pub fn watch(&self) -> nix::Result<RawFd> {
         let fd = self.reader.get()?;
+        let watcher = u64::from(life::me().pid) << 32 | fd as u64;
+        self.memory.counts[WATCHER].store(watcher, Ordering::Relaxed);
         let watch = &self.memory.counts[WATCH];
         if watch.load(Ordering::Relaxed) & WATCHED == 0
             && self.lock_through(At::WLock, Some(Duration::from_secs(1)))
@@ -388,10 +393,18 @@ impl Channel {
 
     #[cold]
     fn signal(&self) {
+        let (byte, nothing) = (Source::from(&b"x"[..]), Source::from(&b""[..]));
         if let Ok(fd) = self.writer.get() {
-            let _ = io::write2_nowait(fd, Source::from(&b"x"[..]), Source::from(&b""[..]));
-            self.memory.counts[WATCH].fetch_or(SIGNALLED, Ordering::Relaxed);
+            let _ = io::write2_nowait(fd, byte, nothing);
+        } else {
+            let watcher = self.memory.counts[WATCHER].load(Ordering::Relaxed);
+            let (pid, fd) = ((watcher >> 32) as u32, watcher as u32 as RawFd);
+            let Ok(end) = io::open_of(pid, fd, self.writer.file) else {
+                return;
+            };
+            let _ = io::write2(end.as_raw_fd(), byte, nothing);
         }
+        self.memory.counts[WATCH].fetch_or(SIGNALLED, Ordering::Relaxed);
     }
 
     /// Takes the byte out of the pipe if the ring is empty. Not with the GIL held.

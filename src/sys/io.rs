@@ -8,8 +8,9 @@ use std::marker::PhantomData;
 use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socketpair};
+use nix::sys::stat::{Mode, stat};
 use nix::unistd::pipe2;
 
 use super::memory::PAGE;
@@ -331,6 +332,19 @@ pub fn identity(fd: RawFd) -> nix::Result<(u64, u64)> {
     // SAFETY: `status` is writable; a number that is not open gives EBADF.
     Errno::result(unsafe { libc::fstat(fd, &raw mut status) })?;
     Ok((status.st_dev as u64, status.st_ino as u64))
+}
+
+/// Opens a file for writing, without ever waiting, that another process has open: it must be `file`,
+/// as [`identity`] says.
+pub fn open_of(pid: u32, fd: RawFd, file: (u64, u64)) -> nix::Result<OwnedFd> {
+    let path = format!("/proc/{pid}/fd/{fd}");
+    // Nothing else is even opened.
+    let there = stat(path.as_str())?;
+    if (there.st_dev as u64, there.st_ino as u64) != file {
+        return Err(Errno::EBADF);
+    }
+    let flags = OFlag::O_WRONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+    open(path.as_str(), flags, Mode::empty())
 }
 
 /// A close-on-exec copy of somebody's descriptor.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -126,6 +127,45 @@ def test_forks_while_threads_use_the_queue_hurt_nobody() -> None:
     for thread in threads:
         thread.join(LONG)
     close(q, there, back)
+
+
+# --- programs that close descriptors that are not theirs ---------------------------------------
+
+
+def put_without_descriptors(q: Any) -> None:
+    os.closerange(3, 4096)
+    q.put("x")
+    os._exit(0)
+
+
+def test_a_message_of_a_process_that_has_closed_its_descriptors_is_announced(ctx: Any) -> None:
+    q = ctx.Queue()
+    assert wait([q._reader], 0) == []
+    child = start(ctx, put_without_descriptors, q)
+    assert wait([q._reader], LONG) == [q._reader]
+    assert q.get(timeout=LONG) == "x"
+    assert wait([q._reader], 0) == []
+    child.join(LONG)
+    close(q)
+
+
+def get_without_descriptors(q: Any, failed: Any) -> None:
+    os.closerange(3, 4096)
+    try:
+        q.get(timeout=LONG)
+    except OSError as exc:
+        failed.value = exc.errno
+    os._exit(0)
+
+
+def test_a_long_message_that_cannot_be_read_stays_where_it_is(ctx: Any) -> None:
+    q, failed = ctx.Queue(), ctx.Value("i")
+    q.put(bytes(200_000))
+    child = start(ctx, get_without_descriptors, q, failed)
+    child.join(LONG)
+    assert failed.value == errno.EBADF
+    assert len(q.get(timeout=LONG)) == 200_000
+    close(q)
 
 
 # --- processes that are stopped ----------------------------------------------------------------

@@ -269,11 +269,12 @@ pub struct Taken {
 
 impl Taken {
     /// For the holder of `R_LOCK`, who has not moved on yet: memory for the message, so that it
-    /// stays where it is if there is none. `None` if the record makes no sense.
+    /// stays where it is if there is none, or no file to read it from. `None` if the record makes no sense.
     pub fn new(py: Python<'_>, channel: &Arc<Channel>, record: &[u8]) -> PyResult<Option<Self>> {
         let Some(place) = Place::parse(record) else {
             return Ok(None);
         };
+        channel.file().map_err(os_error)?;
         let mut into = Vec::new();
         for (index, (len, readonly)) in place.parts.iter().enumerate() {
             let len = usize::try_from(*len).map_err(|_| no_memory())?;
