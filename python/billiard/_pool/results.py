@@ -424,7 +424,7 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         :raises TimeoutError: it is not there yet.
         :raises StopIteration: there are no more.
         """
-        if self._items.empty():
+        if self._there.empty():
             _check_waiter(self._pool, timeout)
         try:
             self._there.get(timeout=timeout)
