@@ -116,6 +116,8 @@ class NativeDrive(Drive):
             DEATH: self._on_leaving,
             DRAINED: self._on_drained,
         }
+        #: jobs that were cancelled while tasks of some job were being fed
+        self._withdrawn: set[int] = set()
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
         self.terminated = False
@@ -337,23 +339,26 @@ class NativeDrive(Drive):
         if task is not None:
             self.engine.wait_for_room(WAITING_TASKS, LARGE_BYTES)
             number, i, *_ = task[1]
-            refusal = self.broken or self._verdict_of(number)
-            if refusal is not None:
-                # One answer is enough, and a sequence may be endless.
-                raise Refused(refusal)
+            # One answer is enough, and a sequence may be endless.
+            if self.broken is not None:
+                raise Refused(self.broken)
+            if number in self._withdrawn:
+                self._withdrawn.discard(number)
+                raise Refused(wire.cancelled())
             self._put(task)
-            refusal = self._verdict_of(number)
-            if refusal is not None:
-                # Cancelled meanwhile: before the engine had it.
-                self.engine.cancel(number, i, refusal)
-
-    def _verdict_of(self, number: int) -> ExceptionInfo | None:
-        return getattr(self.cache.get(number), "_verdict", None)
+            if number in self._withdrawn:
+                # Since then, and before the engine had it.
+                self.engine.cancel(number, i, wire.cancelled())
 
     def cancel(self, job: Any) -> bool:
         info = wire.cancelled()
         if not job._overrule(info):
             return False
+        if self.submissions.busy():
+            # There may be tasks of it that are not fed yet.
+            self._withdrawn.add(job._job)
+        else:
+            self._withdrawn.clear()
         if not self.engine.cancel(job._job, None, info):
             # It has still to be fed, behind what may be endless; or its outcome is on the way.
             self.engine.post((READY, (job._job, None, (False, info), None)))
