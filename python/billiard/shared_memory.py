@@ -109,8 +109,13 @@ class SharedMemory:
         except (OSError, BufferError):
             pass  # something still uses the memory: it stays mapped until that has gone
 
-    def __reduce__(self) -> tuple[type[SharedMemory], tuple[str, bool, int]]:
-        return type(self), (self.name, False, self.size)
+    def __reduce__(self) -> tuple[Callable[..., SharedMemory], tuple[str, bool, int]]:
+        attach: Callable[..., SharedMemory] = type(self)
+        if not self._track:  # another program's: the receiver must not have it unlinked either
+            from functools import partial
+
+            attach = partial(attach, track=False)
+        return attach, (self.name, False, self.size)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, size={self.size})"

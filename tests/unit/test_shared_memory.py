@@ -189,6 +189,21 @@ def test_attaching_with_tracking_ends_the_segment_with_the_program() -> None:
     made.close()
 
 
+def test_untracked_segment_stays_untracked_in_the_processes_that_it_is_sent_to(
+    ctx: Any, segment: SharedMemory
+) -> None:
+    code = (
+        "import sys, billiard; from billiard.shared_memory import SharedMemory\n"
+        "segment = SharedMemory(sys.argv[1], track=False)\n"
+        "child = billiard.get_context(sys.argv[2]).Process(target=print, args=(segment,))\n"
+        "child.start(); child.join()\n"
+    )
+    done = run(code, segment.name, ctx.get_start_method())
+    # A tracker would have the program's standard error until it has done its work.
+    assert (done.stdout.strip(), done.stderr) == (repr(segment), "")
+    assert exists(segment.name)
+
+
 def test_segments_of_a_manager_end_with_it(ctx: Any) -> None:
     with SharedMemoryManager(ctx=ctx) as manager:
         made = manager.SharedMemory(100)
