@@ -16,6 +16,7 @@ own and opens its own connections.
 from __future__ import annotations
 
 import types
+from functools import partial
 
 from . import connection, process, util
 from ._manager_wire import (
@@ -49,10 +50,10 @@ class State:
     value: int
 
 
-#: serializer -> (Listener, Client)
+#: serializer -> (Listener, Client). A server accepts at once, or it is stuck.
 listener_client: dict[str, tuple[Any, Any]] = {
-    "pickle": (connection.Listener, connection.Client),
-    "xmlrpclib": (connection.XmlListener, connection.XmlClient),
+    "pickle": (connection.Listener, partial(connection.Client, patient=False)),
+    "xmlrpclib": (connection.XmlListener, partial(connection.XmlClient, patient=False)),
 }
 
 #: the keys of the managers that this process has proxies of, by address: a proxy that arrives in a

@@ -404,14 +404,25 @@ class Listener:
         self.close()
 
 
-def Client(address: Address, family: str | None = None, authkey: bytes | None = None) -> Connection:
-    """A connection to the `Listener` at `address`. Errors as `Listener.accept`."""
+def Client(
+    address: Address,
+    family: str | None = None,
+    authkey: bytes | None = None,
+    *,
+    patient: bool = True,
+) -> Connection:
+    """A connection to the `Listener` at `address`. Errors as `Listener.accept`.
+
+    With an authkey this waits until the other end accepts, however long that takes; only then do
+    the seconds of the handshake begin. Not if `patient` is false (ours): they begin at once.
+    """
     if authkey is not None:
         _auth.check_authkey(authkey)
     _validate_family(family or address_type(address))
     connection = SocketClient(address)
     if authkey is not None:
-        _authenticate(connection, authkey, answer_challenge, deliver_challenge)
+        steps = answer_challenge, deliver_challenge
+        _authenticate(connection, authkey, *steps, patient=patient)
     return connection
 
 
@@ -499,9 +510,14 @@ def _verify_challenge(authkey: bytes, message: bytes, response: bytes) -> None:
 
 
 def _authenticate(
-    connection: Connection, authkey: bytes, *steps: Callable[[_auth.Messages, bytes], None]
+    connection: Connection,
+    authkey: bytes,
+    *steps: Callable[[_auth.Messages, bytes], None],
+    patient: bool = False,
 ) -> None:
     try:
+        if patient:
+            connection.poll(None)
         with _auth.HandshakeConnection(connection, CONNECTION_TIMEOUT) as limited:
             for step in steps:
                 step(limited, authkey)

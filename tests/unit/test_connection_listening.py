@@ -155,6 +155,24 @@ def test_a_peer_that_does_not_finish_the_handshake_is_dropped(
                 done.set()
 
 
+def test_a_client_waits_for_a_listener_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = 0.2
+    monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", seconds)
+    with Listener(authkey=KEY) as listener:
+        connected = threading.Event()
+
+        def client() -> None:
+            with Client(listener.address, authkey=KEY):
+                connected.set()
+
+        with running(client):
+            assert not connected.wait(2 * seconds)  # what the program does before it accepts
+            listener.accept().close()
+        assert connected.is_set()
+        with pytest.raises(billiard.AuthenticationError, match="did not finish"):
+            Client(listener.address, authkey=KEY, patient=False)
+
+
 def test_md5_peers_can_be_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "ALLOW_MD5", False)
     old_server, client = Pipe()
