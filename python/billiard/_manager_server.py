@@ -111,6 +111,7 @@ class Server:
         )
         # Re-entrant: a garbage collection under it may run finalizers that come back here.
         self.mutex = threading.RLock()
+        #: may be set before anybody waits for it, by who sees the parent die
         self.stop_event = threading.Event()
         #: of a serving thread: proxies that its last answer carried out of the server
         self._answer = threading.local()
@@ -119,7 +120,6 @@ class Server:
 
     def serve_forever(self) -> None:
         """Serve until a client asks for `shutdown`; ends with `SystemExit`."""
-        self.stop_event = threading.Event()
         process.current_process()._manager_server = self  # type: ignore[attr-defined]
         try:
             threading.Thread(target=self.accepter, daemon=True).start()

@@ -190,6 +190,23 @@ def test_death_of_the_parent_ends_the_server(ctx: Any) -> None:
         assert not os.path.exists(os.path.dirname(address))
 
 
+def serve_after_the_end() -> None:
+    server = Manager().get_server()
+    server.stop_event.set()
+    server.serve_forever()
+
+
+def test_server_whose_parent_dies_before_it_serves_ends(ctx: Any) -> None:
+    server = ctx.Process(target=serve_after_the_end, daemon=True)
+    server.start()
+    server.join(20)
+    try:
+        assert server.exitcode == 0
+    finally:
+        server.kill()
+        server.join()
+
+
 def test_program_that_is_a_server_serves_the_children_of_others(ctx: Any) -> None:
     code = (
         "import sys, manager_types\n"
