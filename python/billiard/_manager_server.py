@@ -182,7 +182,7 @@ class Server:
             result = getattr(self, funcname)(c, *args, **kwds)
         except _Served:
             raise
-        except Exception:
+        except BaseException:
             msg: tuple[str, Any] = ("#TRACEBACK", _traceback())
         else:
             msg = ("#RETURN", result)
@@ -242,7 +242,7 @@ class Server:
             function = getattr(obj, methodname)
             try:
                 result = function(*args, **kwds)
-            except Exception as exc:
+            except BaseException as exc:  # SystemExit is for who called, not for this thread
                 return _as_error(exc)
             if methodname == "acquire" and hasattr(obj, "_is_owned") and obj not in acquired:
                 acquired.append(obj)
@@ -404,7 +404,7 @@ def _PlainToken(**fields: Any) -> Any:
     return SimpleNamespace(**fields)
 
 
-def _as_error(exc: Exception) -> tuple[str, Any]:
+def _as_error(exc: BaseException) -> tuple[str, Any]:
     """The answer for what a method raised: the exception, if it survives the journey."""
     if type(exc).__module__ not in ("builtins", "_queue", "threading"):
         try:

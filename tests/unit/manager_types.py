@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -36,6 +38,9 @@ class Counter:
     def fail(self) -> None:
         raise LookupError("no such thing", self.n)
 
+    def cancel(self) -> None:
+        raise asyncio.CancelledError("not now")
+
     def fail_oddly(self) -> None:
         raise Odd(7, "because")
 
@@ -67,6 +72,7 @@ Manager.register("Twin", create_method=False)
 Manager.register("Shy", Counter, exposed=("add", "_hidden"))
 Manager.register("make_from", make_from)
 Manager.register("collect", gc.collect)
+Manager.register("leave", sys.exit)
 
 
 def in_child(table: Any, numbers: Any, done: Any, counter: Any) -> None:

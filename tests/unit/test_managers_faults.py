@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pickle
 import signal
@@ -25,6 +26,19 @@ def test_exceptions_of_methods_come_back(manager: Manager) -> None:
     with pytest.raises(LookupError) as caught:
         counter.fail()
     assert caught.value.args == ("no such thing", 3)
+
+
+def test_what_is_no_exception_comes_back_too(manager: Manager) -> None:
+    counter = manager.Counter()
+    with pytest.raises(asyncio.CancelledError, match="not now"):
+        counter.cancel()
+    numbers = counter.numbers(3)
+    for kind in (GeneratorExit, KeyboardInterrupt, SystemExit):
+        with pytest.raises(kind):
+            numbers.throw(kind())
+    with pytest.raises(RemoteError, match="SystemExit: 3"):
+        manager.leave(3)
+    assert counter.add() == 1
 
 
 def test_exception_that_cannot_be_rebuilt_comes_back_as_its_traceback(manager: Manager) -> None:
