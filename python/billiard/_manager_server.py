@@ -15,16 +15,15 @@ The server is process-local and serves in one process only; a forked child of it
 
 from __future__ import annotations
 
-import errno
 import os
 import sys
 import threading
-import time
 import weakref
 
 from . import process, util
 from ._manager_proxies import _MODULE, listener_client
 from ._manager_wire import OURS, OURS_SUFFIX, Token, for_any_peer
+from .connection import wait_for_resources
 from .reduction import ForkingPickler
 
 TYPE_CHECKING = False
@@ -34,10 +33,6 @@ if TYPE_CHECKING:
 
     #: object, exposed methods, method -> type id
     _Entry = tuple[Any, Any, Any]
-
-#: seconds until the next accept when the process is out of descriptors or memory
-_BREATH = 0.05
-_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 
 def all_methods(obj: object) -> list[str]:
@@ -139,8 +134,7 @@ class Server:
             try:
                 conn = self.listener.accept()
             except OSError as exc:
-                if exc.errno in _OUT_OF:
-                    time.sleep(_BREATH)  # until a client leaves; accept would fail at once again
+                wait_for_resources(exc)
                 continue
             try:
                 threading.Thread(target=self.handle_request, args=(conn,), daemon=True).start()

@@ -10,7 +10,7 @@ import errno
 import os
 from io import BytesIO
 from operator import index
-from time import monotonic
+from time import monotonic, sleep
 
 from . import _auth, _core, exceptions, reduction, util
 from ._auth import CHALLENGE as CHALLENGE
@@ -484,6 +484,20 @@ def SocketClient(address: Address) -> Connection:
         client.setblocking(True)
         client.connect(address)
         return Connection(detach(client))
+
+
+#: seconds until the next accept when the process is out of descriptors or memory
+_BREATH = 0.05
+_OUT_OF = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+
+
+def wait_for_resources(exc: BaseException) -> bool:
+    """Whether an `accept` failed for want of descriptors or memory; if so, after a short sleep: the
+    next one would fail at once again (ours)."""
+    lacking = isinstance(exc, OSError) and exc.errno in _OUT_OF
+    if lacking:
+        sleep(_BREATH)
+    return lacking
 
 
 # --- authentication ----------------------------------------------------------------------------

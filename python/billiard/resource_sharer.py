@@ -142,12 +142,17 @@ class _ResourceSharer:
     def _serve(self) -> None:
         import signal
 
+        from . import connection
+
         # Signals are for the threads that expect them.
         signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         assert self._listener is not None
         while True:
             try:
                 with self._listener.accept() as conn:
+                    # It sends at once, or it was stopped: the others are not to wait for it.
+                    if not conn.poll(connection.CONNECTION_TIMEOUT):
+                        continue
                     message = conn.recv()
                     if message is None:
                         return
@@ -157,8 +162,8 @@ class _ResourceSharer:
                         send(conn, pid)
                     finally:
                         close()
-            except BaseException:
-                if not util.is_exiting():
+            except BaseException as exc:
+                if not (connection.wait_for_resources(exc) or util.is_exiting()):
                     sys.excepthook(*sys.exc_info())
 
 

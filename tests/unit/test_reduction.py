@@ -6,6 +6,7 @@ import functools
 import io
 import os
 import pickle
+import resource
 import socket
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from scripts import run_file
 
 import billiard
-from billiard import reduction, resource_sharer
+from billiard import connection, reduction, resource_sharer
 from billiard.connection import Connection
 from billiard.reduction import ForkingPickler
 
@@ -358,6 +359,49 @@ def test_a_shared_descriptor_is_fetched_once() -> None:
     assert os.read(reader, 5) == b""
     os.close(reader)
     resource_sharer.stop(30)
+
+
+@pytest.fixture
+def shared() -> Iterator[Any]:
+    """A descriptor that is shared, and can be fetched again."""
+    with socket.socket() as made:
+        yield again(reduction.DupFd(made.fileno()))
+    resource_sharer.stop(30)
+
+
+def test_a_process_that_stops_before_it_has_asked_holds_up_nobody(
+    shared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", 0.2)
+    address, _ = shared._id
+    with connection.Client(address, authkey=billiard.current_process().authkey):
+        os.close(shared.detach())
+
+
+def test_without_descriptors_sharing_waits_until_there_are_some(
+    shared: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors: list[Any] = []
+    said, again_said = threading.Event(), threading.Event()
+
+    def excepthook(*exc_info: Any) -> None:
+        errors.append(exc_info[0])
+        (again_said if said.is_set() else said).set()
+
+    monkeypatch.setattr(sys, "excepthook", excepthook)
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with socket.socket(socket.AF_UNIX) as hangs_up:
+        hangs_up.connect(shared._id[0])
+        try:
+            # The accept that waits already has its descriptor; the next one gets none.
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+            hangs_up.shutdown(socket.SHUT_RDWR)
+            assert said.wait(30)
+            assert not again_said.wait(4 * connection._BREATH)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(errors) == 1
+    os.close(shared.detach())
 
 
 def test_stop_closes_what_nobody_has_fetched() -> None:
