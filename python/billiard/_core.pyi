@@ -28,6 +28,9 @@ class Framing:
     """Sends and receives the frames of one connection. Process-local."""
 
     def __new__(cls) -> Framing: ...
+    def close(self) -> None:
+        """The connection is about to be closed: calls of other threads go no further (EBADF)."""
+
     def send(self, fd: int, buffer: Buffer, /) -> None:
         """Sends one message."""
 

@@ -124,9 +124,10 @@ class _ConnectionBase:
 
     def _close(self, _close: Callable[[int], None] = os.close) -> None:
         # Bound early: at interpreter exit `os` may be gone. The number is forgotten before it is
-        # closed: another thread may be closing too, and it is soon somebody else's.
+        # closed: another thread may be closing too, or reading, and it is soon somebody else's.
         handle, self._handle = self._handle, None
         if handle is not None:
+            self._framing.close()
             _close(handle)
 
     def _check_closed(self) -> None:

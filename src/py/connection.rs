@@ -30,7 +30,7 @@ fn send_offset(
     let buffer = Outgoing::get(buf)?;
     let mut done = 0;
     let source = buffer.source(py).skip(offset);
-    let result = write_all(py, fd, source, Source::from(&b""[..]), &mut done);
+    let result = write_all(py, fd.into(), source, Source::from(&b""[..]), &mut done);
     match result? {
         Err(errno) if done == 0 => Err(os_error(errno)),
         _ => Ok(done),

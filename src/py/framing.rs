@@ -1,7 +1,7 @@
 //! Framed send and receive: the core of `billiard/connection.py`'s connections.
 
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use nix::errno::Errno;
 use pyo3::exceptions::{PyEOFError, PyOSError};
@@ -50,6 +50,30 @@ pub struct Framing {
     /// The rest of a frame whose beginning has been written.
     outgoing: Mutex<Option<Vec<u8>>>,
     habits: Habits,
+    closed: AtomicBool,
+}
+
+/// The descriptor of a connection, to be asked for before each system call: when another thread has
+/// closed the connection, the number is soon another file's.
+#[derive(Clone, Copy)]
+pub struct Descriptor<'a> {
+    fd: RawFd,
+    closed: Option<&'a AtomicBool>,
+}
+
+impl Descriptor<'_> {
+    fn get(self) -> nix::Result<RawFd> {
+        match self.closed {
+            Some(closed) if closed.load(Ordering::Acquire) => Err(Errno::EBADF),
+            _ => Ok(self.fd),
+        }
+    }
+}
+
+impl From<RawFd> for Descriptor<'_> {
+    fn from(fd: RawFd) -> Self {
+        Self { fd, closed: None }
+    }
 }
 
 /// What a connection has learnt about when messages come.
@@ -86,12 +110,19 @@ impl Framing {
             incoming: Mutex::new(None),
             outgoing: Mutex::new(None),
             habits: Habits::default(),
+            closed: AtomicBool::new(false),
         }
+    }
+
+    /// The connection is about to be closed: calls of other threads go no further.
+    fn close(&self) {
+        self.closed.store(true, Ordering::Release);
     }
 
     /// Sends one message.
     #[pyo3(signature = (fd, buffer, /))]
     fn send(&self, py: Python<'_>, fd: RawFd, buffer: &Bound<'_, PyAny>) -> PyResult<()> {
+        let fd = self.descriptor(fd);
         let buffer = Outgoing::get(buffer)?;
         let body = buffer.source(py);
         let rest = self.outgoing.lock().take();
@@ -116,6 +147,7 @@ impl Framing {
         fd: RawFd,
         maxlength: Option<u64>,
     ) -> PyResult<Option<Py<PyBytes>>> {
+        let fd = self.descriptor(fd);
         let mut partial = self.incoming.lock().take().unwrap_or_default();
         let mut outcome = receive_length(py, fd, maxlength, &mut partial.decoder, &self.habits);
         if let Ok(Outcome::Whole) = outcome {
@@ -131,6 +163,7 @@ impl Framing {
     /// object returned has gone; `None` if its length cannot be true.
     #[pyo3(signature = (fd, /))]
     fn recv_pickle<'py>(&self, py: Python<'py>, fd: RawFd) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let fd = self.descriptor(fd);
         let mut partial = self.incoming.lock().take().unwrap_or_default();
         let mut outcome = receive_length(py, fd, None, &mut partial.decoder, &self.habits);
         let size = partial.decoder.size().unwrap_or_default();
@@ -163,6 +196,7 @@ impl Framing {
         buffer: &Bound<'py, PyAny>,
         offset: usize,
     ) -> PyResult<Option<Bound<'py, PyAny>>> {
+        let fd = self.descriptor(fd);
         let mut into = Incoming::get(buffer)?;
         let room = into.len().saturating_sub(offset);
         let mut partial = self.incoming.lock().take().unwrap_or_default();
@@ -192,12 +226,19 @@ impl Framing {
 }
 
 impl Framing {
+    fn descriptor(&self, fd: RawFd) -> Descriptor<'_> {
+        Descriptor {
+            fd,
+            closed: Some(&self.closed),
+        }
+    }
+
     /// Writes two pieces; what is left of them is kept if part of the frame is out (`begun`: part
     /// was out before).
     fn write(
         &self,
         py: Python<'_>,
-        fd: RawFd,
+        fd: Descriptor<'_>,
         first: Source<'_>,
         second: Source<'_>,
         begun: bool,
@@ -242,13 +283,13 @@ impl Framing {
 /// written in any case.
 pub fn write_all(
     py: Python<'_>,
-    fd: RawFd,
+    fd: Descriptor<'_>,
     first: Source<'_>,
     second: Source<'_>,
     done: &mut usize,
 ) -> PyResult<nix::Result<()>> {
     let total = first.len() + second.len();
-    match io::write2_nowait(fd, first, second) {
+    match fd.get().and_then(|fd| io::write2_nowait(fd, first, second)) {
         Ok(n) => *done = n,
         Err(Errno::EAGAIN) => {}
         Err(errno) => return Ok(Err(errno)),
@@ -259,7 +300,10 @@ pub fn write_all(
     block_on(py, Deadline::Never, |_| {
         while *done < total {
             let rest = second.skip(done.saturating_sub(first.len()));
-            match io::write2(fd, first.skip(*done), rest) {
+            let written = fd
+                .get()
+                .and_then(|fd| io::write2(fd, first.skip(*done), rest));
+            match written {
                 Ok(n) => *done += n,
                 Err(Errno::EINTR) => return Err(Errno::EINTR),
                 Err(errno) => return Ok(Err(errno)),
@@ -270,7 +314,7 @@ pub fn write_all(
 }
 
 /// Goes on with a message whose length is known until it is whole, in `partial.body`.
-fn receive_body(py: Python<'_>, fd: RawFd, partial: &mut Partial) -> PyResult<Outcome> {
+fn receive_body(py: Python<'_>, fd: Descriptor<'_>, partial: &mut Partial) -> PyResult<Outcome> {
     let decoder = &mut partial.decoder;
     let size = decoder.size().unwrap_or_default();
     let body = match &mut partial.body {
@@ -296,7 +340,7 @@ fn receive_body(py: Python<'_>, fd: RawFd, partial: &mut Partial) -> PyResult<Ou
 /// an error cuts short is in `partial.body`.
 fn receive_into(
     py: Python<'_>,
-    fd: RawFd,
+    fd: Descriptor<'_>,
     partial: &mut Partial,
     room: &mut impl Room,
     offset: usize,
@@ -319,7 +363,7 @@ fn receive_into(
 /// Goes on with a message until its length is known.
 fn receive_length(
     py: Python<'_>,
-    fd: RawFd,
+    fd: Descriptor<'_>,
     maxlength: Option<u64>,
     decoder: &mut Decoder,
     habits: &Habits,
@@ -352,7 +396,7 @@ fn receive_length(
 /// Fills `target`; `got` counts the bytes in any case.
 fn fill(
     py: Python<'_>,
-    fd: RawFd,
+    fd: Descriptor<'_>,
     mut target: Target<'_>,
     got: &mut usize,
     habits: Option<&Habits>,
@@ -384,7 +428,7 @@ fn fill(
                 .spin(spin::ANSWER, many_cpus, || look(fd, &target))
         });
         while !target.is_empty() {
-            let read = spun.take().unwrap_or_else(|| io::read(fd, &target));
+            let read = spun.take().unwrap_or_else(|| io::read(fd.get()?, &target));
             match read? {
                 0 => return Ok(Outcome::EndOfFile { inside: *got > 0 }),
                 n => {
@@ -398,8 +442,8 @@ fn fill(
 }
 
 /// A read that does not wait; `None` if there is nothing to read.
-fn look(fd: RawFd, target: &Target<'_>) -> Option<nix::Result<usize>> {
-    match io::read_nowait(fd, target) {
+fn look(fd: Descriptor<'_>, target: &Target<'_>) -> Option<nix::Result<usize>> {
+    match fd.get().and_then(|fd| io::read_nowait(fd, target)) {
         Err(Errno::EAGAIN) => None,
         other => Some(other),
     }

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import array
 import errno
+import fcntl
 import gc
 import os
 import resource
 import socket
 import struct
 import sys
+import termios
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -447,3 +451,49 @@ def test_address_of_buffer() -> None:
     assert _core.address_of_buffer(memory) == (ctypes.addressof(memory), 12)
     with pytest.raises(TypeError):
         _core.address_of_buffer(b"read-only")
+
+
+def unread(end: Connection) -> int:
+    """Bytes that wait to be received."""
+    number = bytearray(4)
+    fcntl.ioctl(end.fileno(), termios.FIONREAD, number)
+    return int.from_bytes(number, sys.byteorder)
+
+
+def asleep(thread_id: int) -> bool:
+    stat = Path(f"/proc/self/task/{thread_id}/stat").read_text()
+    return stat.rpartition(")")[2].split()[0] == "S"
+
+
+@pytest.mark.parametrize("receive", ["recv", "recv_bytes", "recv_bytes_into"])
+def test_the_rest_of_a_message_is_not_read_from_what_gets_the_descriptor_next(
+    ends: Any, receive: str
+) -> None:
+    reader, writer = ends
+    threads: list[int] = []
+    outcome: list[BaseException] = []
+
+    def receiving() -> None:
+        threads.append(threading.get_native_id())
+        arguments = [bytearray(10)] if receive == "recv_bytes_into" else []
+        try:
+            getattr(reader, receive)(*arguments)
+        except BaseException as exc:
+            outcome.append(exc)
+
+    others_reader, others_writer = os.pipe()
+    os.write(others_writer, b"not a message")
+    with running(receiving):
+        raw_write(writer, struct.pack("!i", 8) + b"half")
+        while unread(reader) or not asleep(threads[0]):
+            os.sched_yield()
+        number = reader.fileno()
+        kept = os.dup(number)  # or the other end would hear that there is nobody left
+        reader.close()
+        os.dup2(others_reader, number, inheritable=False)
+        raw_write(writer, b"hal")
+    (exc,) = outcome
+    assert isinstance(exc, OSError) and exc.errno == errno.EBADF
+    assert os.read(number, 100) == b"not a message"
+    for fd in (others_reader, others_writer, number, kept):
+        os.close(fd)
