@@ -77,7 +77,7 @@ def arbitrary_address(family: str) -> Address:
 
 
 def _validate_family(family: str) -> None:
-    if family not in families:
+    if family not in (*families, "AF_INET6"):
         raise ValueError(f"Family {family} is not recognized.")
 
 
@@ -419,8 +419,9 @@ def Client(
     """
     if authkey is not None:
         _auth.check_authkey(authkey)
-    _validate_family(family or address_type(address))
-    connection = SocketClient(address)
+    family = family or address_type(address)
+    _validate_family(family)
+    connection = SocketClient(address, family)
     if authkey is not None:
         steps = answer_challenge, deliver_challenge
         _authenticate(connection, authkey, *steps, patient=patient)
@@ -477,11 +478,11 @@ def _remove_file(path: str) -> None:
         pass  # somebody was faster, or has removed the directory
 
 
-def SocketClient(address: Address) -> Connection:
+def SocketClient(address: Address, family: str | None = None) -> Connection:
     """A connection to the socket at `address`; no authentication."""
     import socket
 
-    with socket.socket(getattr(socket, address_type(address))) as client:
+    with socket.socket(getattr(socket, family or address_type(address))) as client:
         client.setblocking(True)
         client.connect(address)
         return Connection(detach(client))

@@ -57,6 +57,17 @@ def test_listener_and_client_find_each_other(arguments: dict[str, Any]) -> None:
         listener.accept()
 
 
+def test_ipv6_by_its_family() -> None:
+    family = "AF_INET6"
+    try:
+        listener = Listener(("::1", 0), family)
+    except OSError as exc:
+        pytest.skip(f"no IPv6: {exc}")
+    with listener, Client(listener.address, family) as there, listener.accept() as here:
+        here.send(21)
+        assert there.recv() == 21
+
+
 def test_address_kinds() -> None:
     assert connection.address_type(("h", 1)) == "AF_INET"
     assert connection.address_type("/path") == "AF_UNIX"
