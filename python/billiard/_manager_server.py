@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     #: object, exposed methods, method -> type id
     _Entry = tuple[Any, Any, Any]
 
+#: what a thread need not have acquired to release it; for the others see `_release_owned`
+_RELEASED_BY_ANYBODY = (type(threading.Lock()), threading.Semaphore)
+
 
 def all_methods(obj: object) -> list[str]:
     """The names of the callable attributes of `obj`.
@@ -213,6 +216,7 @@ class Server:
                     try:
                         send(msg)
                     except OSError:
+                        self._take_back(request, msg)
                         raise
                     except Exception:
                         send(("#UNSERIALIZABLE", _traceback()))
@@ -256,6 +260,24 @@ class Server:
                 return "#TRACEBACK", _traceback()
         except Exception:
             return "#TRACEBACK", _traceback()
+
+    def _take_back(self, request: Any, msg: tuple[str, Any]) -> None:
+        """Undo what a client that has died while it waited will never know it got."""
+        from queue import Queue
+
+        kind, result = msg
+        if kind != "#RETURN":
+            return
+        ident, methodname, _, _ = request
+        obj = self._entry(ident)[0]
+        if methodname == "get" and type(obj) is Queue:
+            with obj.mutex:
+                obj.queue.appendleft(result)
+                obj.not_empty.notify()
+        elif result and methodname == "acquire" and isinstance(obj, _RELEASED_BY_ANYBODY):
+            obj.release()
+        elif result and methodname == "wait" and isinstance(obj, threading.Condition):
+            obj.notify()
 
     # ---- what every shared object answers ----
 

@@ -197,6 +197,65 @@ def test_client_killed_with_a_lock_hangs_nobody(manager: Manager, kind: str) -> 
         proxy._request("decref", (proxy._id,))
 
 
+def ask_and_die(proxy: Any, method: str) -> None:
+    if method == "wait":
+        proxy.acquire()
+    else:
+        proxy._connect()
+    proxy._tls.connection.send((proxy._id, method, (), {}))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def kill_waiting(ctx: Any, proxy: Any, method: str) -> None:
+    child = ctx.Process(target=ask_and_die, args=(proxy, method))
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+    proxy._request("decref", (proxy._id,))  # what a killed client owned stays counted
+
+
+def test_client_killed_while_it_gets_from_a_queue_takes_nothing(ctx: Any, manager: Manager) -> None:
+    queue = manager.Queue()
+    kill_waiting(ctx, queue, "get")
+    for item in range(3):
+        queue.put(item)
+    assert sorted(queue.get(True, 30) for _ in range(3)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", ["Lock", "Semaphore", "BoundedSemaphore", "RLock"])
+def test_client_killed_while_it_acquires_hangs_nobody(
+    ctx: Any, manager: Manager, kind: str
+) -> None:
+    lock = getattr(manager, kind)()
+    lock.acquire()
+    kill_waiting(ctx, lock, "acquire")
+    for _ in range(3):
+        lock.release()
+        assert lock.acquire(True, 30)
+    lock.release()
+
+
+def test_client_killed_while_it_waits_is_notified_in_nobodys_place(
+    ctx: Any, manager: Manager
+) -> None:
+    condition = manager.Condition()
+    kill_waiting(ctx, condition, "wait")
+    waits, notified = threading.Event(), []
+
+    def wait() -> None:
+        with condition:
+            waits.set()
+            notified.append(condition.wait(30))
+
+    other = threading.Thread(target=wait)
+    other.start()
+    assert waits.wait(30)
+    with condition:  # only once they both wait
+        condition.notify()
+    other.join()
+    assert notified == [True]
+
+
 def test_a_client_that_never_authenticates_holds_up_nobody(manager: Manager) -> None:
     import socket
 
