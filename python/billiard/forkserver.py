@@ -63,6 +63,7 @@ class ForkServer:
         #: the server itself, in the process that has started it
         self._forkserver: _core.Child | None = None
         self._inherited_fds: list[int] | None = None
+        #: guards all of the above
         self._lock = util.ForkAwareThreadLock()
         self._preload_modules: Sequence[str] = ["__main__"]
         self._preload_on_error = "warn"
@@ -143,13 +144,16 @@ class ForkServer:
         results: list[_R | OSError] = [OSError(errno.ECONNRESET, gone) for _ in orders]
         pending = list(range(len(orders)))
         for _ in range(2):
-            self.ensure_running()
+            server, file = self._client()
             requests: list[_core.ForkRequest | OSError] = []
-            for i in pending:
-                try:
-                    requests.append(self._send(*orders[i]))
-                except OSError as exc:
-                    requests.append(exc)
+            try:
+                for i in pending:
+                    try:
+                        requests.append(self._send(server, *orders[i]))
+                    except OSError as exc:
+                        requests.append(exc)
+            finally:
+                os.close(server)
             left = []
             for i, request in zip(pending, requests, strict=True):
                 try:
@@ -163,7 +167,7 @@ class ForkServer:
             pending = left
             if not pending:
                 break
-            if self._is_running(_MOMENT):
+            if self._outlives(file, _MOMENT):
                 # It drops a request only if it could not even take it.
                 for i in pending:
                     text = "The fork server has no descriptors left"
@@ -171,9 +175,8 @@ class ForkServer:
                 break
         return results
 
-    def _send(self, data: bytes | int, fds: Sequence[int]) -> _core.ForkRequest:
-        server = self._forkserver_alive_fd
-        assert server is not None
+    @staticmethod
+    def _send(server: int, data: bytes | int, fds: Sequence[int]) -> _core.ForkRequest:
         if isinstance(data, int):
             return _core.ForkRequest(server, [data, server, *fds])
         file = _core.memory_file(data)
@@ -181,6 +184,24 @@ class ForkServer:
             return _core.ForkRequest(server, [file, server, *fds])
         finally:
             os.close(file)
+
+    def _client(self) -> tuple[int, tuple[int, int]]:
+        """A client's end of a server that lives, for the caller to close, and what file it is.
+
+        Not our own descriptor: another thread may find the server dead and close it any time.
+        """
+        with self._lock:
+            self._have_one()
+            assert self._forkserver_alive_fd is not None and self._forkserver_file is not None
+            return os.dup(self._forkserver_alive_fd), self._forkserver_file
+
+    def _outlives(self, file: tuple[int, int], grace: float) -> bool:
+        """Whether the server with the clients' end `file` lives, and will `grace` seconds from now.
+
+        The one that there is now may be its successor.
+        """
+        with self._lock:
+            return self._forkserver_file == file and self._is_running(grace)
 
     def _is_running(self, grace: float = 0.0) -> bool:
         """Whether there is a server that lives, and will `grace` seconds from now."""
@@ -201,9 +222,12 @@ class ForkServer:
         To be called from any process of the program.
         """
         with self._lock:
-            if not self._is_running():
-                self._forget()
-                self._start()
+            self._have_one()
+
+    def _have_one(self) -> None:
+        if not self._is_running():
+            self._forget()
+            self._start()
 
     def _forget(self) -> None:
         """Let go of a server that has died, or whose socket was closed behind our back."""

@@ -17,6 +17,7 @@ from typing import Any
 
 import process_tasks
 import pytest
+from connection_helpers import running
 from scripts import environment, run_file
 
 import billiard
@@ -107,6 +108,35 @@ def test_a_template_that_dies_at_any_moment(
     child.start()
     child.join(60)
     assert child.exitcode == 0
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_a_template_that_dies_while_threads_ask_it(
+    own_server: forkserver.ForkServer, attempt: int
+) -> None:
+    count = 8
+    ready, outcomes = threading.Barrier(count + 1), []
+    own_server.ensure_running()
+    assert own_server._forkserver_pid is not None
+
+    def start() -> None:
+        child = CTX.Process(target=nothing)
+        ready.wait(60)
+        try:
+            child.start()
+            child.join(60)
+            outcomes.append(child.exitcode)
+        except Exception as exc:
+            outcomes.append(exc)
+
+    with contextlib.ExitStack() as threads:
+        for _ in range(count):
+            threads.enter_context(running(start))
+        ready.wait(60)
+        os.kill(own_server._forkserver_pid, signal.SIGKILL)
+    # 255: it was forked by the one that died, and nobody knows.
+    assert [outcome for outcome in outcomes if outcome not in (0, 255)] == []
+    assert len(outcomes) == count
 
 
 def test_a_child_outlives_its_template(own_server: forkserver.ForkServer) -> None:
