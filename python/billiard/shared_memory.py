@@ -75,6 +75,8 @@ class SharedMemory:
             self._size = os.fstat(self._fd).st_size
             # It keeps a descriptor of its own.
             self._mmap = mmap.mmap(self._fd, self._size)
+            if track:
+                resource_tracker.register(self._require_name(), "shared_memory")
         except BaseException:
             if create:
                 _core.shm_unlink(self._require_name())
@@ -82,8 +84,6 @@ class SharedMemory:
         finally:
             os.close(self._fd)
             self._fd = -1
-        if track:
-            resource_tracker.register(self._require_name(), "shared_memory")
         self._buf = memoryview(self._mmap)
 
     def _open(self, name: str | None) -> None:

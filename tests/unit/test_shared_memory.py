@@ -167,6 +167,13 @@ def test_segment_of_a_killed_program_is_unlinked() -> None:
     assert "1 leaked shared_memory objects" in done.stderr and name in done.stderr
 
 
+def test_segment_that_cannot_be_tracked_is_not_made() -> None:
+    name = f"billiard-test\n{os.getpid()}"
+    with pytest.raises(ValueError, match="line end"):
+        SharedMemory(name, create=True, size=10)
+    assert not exists(name)
+
+
 def test_attaching_without_tracking_leaves_the_segment_alone(segment: SharedMemory) -> None:
     code = (
         "import sys; from billiard.shared_memory import SharedMemory\n"
