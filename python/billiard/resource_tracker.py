@@ -76,18 +76,21 @@ class ResourceTracker:
         if self._lock._is_owned():  # type: ignore[attr-defined]
             raise ReentrantCallError("Reentrant call into the resource tracker")
         with self._lock:
-            if self._fd is not None:
-                if self._check_alive():
-                    return
-                self._forget()
-                import warnings
+            self._have_one(stacklevel=3)
 
-                warnings.warn(
-                    "resource_tracker: process died unexpectedly, relaunching. "
-                    "Some resources might leak.",
-                    stacklevel=2,
-                )
-            self._start()
+    def _have_one(self, stacklevel: int) -> None:
+        if self._fd is not None:
+            if self._check_alive():
+                return
+            self._forget()
+            import warnings
+
+            warnings.warn(
+                "resource_tracker: process died unexpectedly, relaunching. "
+                "Some resources might leak.",
+                stacklevel=stacklevel,
+            )
+        self._start()
 
     def _start(self) -> None:
         from . import spawn, util
@@ -114,12 +117,13 @@ class ResourceTracker:
 
     def _forget(self) -> None:
         """Let a tracker go that has ended, or that ends when nobody else has its pipe."""
-        assert self._fd is not None
-        os.close(self._fd)
+        fd, self._fd = self._fd, None
+        assert fd is not None
+        os.close(fd)
         if self._child is not None:
             self._exitcode = self._child.wait()
             self._child.close()
-        self._fd = self._pid = self._child = None
+        self._pid = self._child = None
 
     def _stop(self) -> None:
         """End the tracker, and wait for that if this process started it."""
@@ -153,9 +157,7 @@ class ResourceTracker:
             raise ValueError("msg too long")
         if "\n" in name:
             raise ValueError("a name must not have a line end in it")
-        try:
-            self.ensure_running()
-        except ReentrantCallError:
+        if self._lock._is_owned():  # type: ignore[attr-defined]
             if self._fd is None:
                 import warnings
 
@@ -165,8 +167,19 @@ class ResourceTracker:
                     stacklevel=3,
                 )
                 return
-        assert self._fd is not None
-        os.write(self._fd, message)
+            os.write(self._fd, message)
+            return
+        # With the lock: another thread may find the tracker dead, and close the descriptor.
+        with self._lock:
+            if self._fd is not None:
+                try:
+                    os.write(self._fd, message)
+                    return
+                except OSError:
+                    pass  # the tracker has died
+            self._have_one(stacklevel=4)
+            assert self._fd is not None
+            os.write(self._fd, message)
 
 
 _resource_tracker = ResourceTracker()

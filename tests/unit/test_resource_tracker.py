@@ -115,6 +115,29 @@ def test_tracker_that_was_killed_is_started_again_with_a_warning() -> None:
     assert lines[1] == "0"
 
 
+def test_tracker_that_is_killed_while_threads_use_it_costs_none_of_them_anything() -> None:
+    lines, errors = run(
+        "warnings.simplefilter('ignore')\n"
+        "errors, done = [], threading.Event()\n"
+        "def use():\n"
+        "    try:\n"
+        "        while not done.is_set(): rt.register('x', 'dummy')\n"
+        "    except Exception as exc:\n"
+        "        errors.append(exc)\n"
+        "threads = [threading.Thread(target=use) for _ in range(4)]\n"
+        "rt.ensure_running()\n"
+        "for thread in threads: thread.start()\n"
+        "for _ in range(15):\n"
+        "    pid = tracker._pid\n"
+        "    os.kill(pid, signal.SIGKILL)\n"
+        "    while tracker._pid in (pid, None) and not errors: os.sched_yield()\n"
+        "done.set()\n"
+        "for thread in threads: thread.join()\n"
+        "print(errors); tracker._stop()\n"
+    )
+    assert lines == ["[]"] and errors == ""
+
+
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_children_use_the_program_s_tracker(method: str, tmp_path: Path) -> None:
     """What a child registered is the program's, even after the child was killed."""
