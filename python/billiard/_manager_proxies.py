@@ -21,6 +21,7 @@ from functools import partial
 from . import connection, process, util
 from ._manager_wire import (
     OURS,
+    ForeignConnection,
     Token,
     client_name,
     convert_to_error,
@@ -29,6 +30,7 @@ from ._manager_wire import (
     for_any_peer,
 )
 from .context import get_spawning_popen
+from .reduction import ForkingPickler
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,6 +82,19 @@ def _local_server() -> Any:
 
 def _key(address: Any) -> Any:
     return tuple(address) if isinstance(address, list) else address
+
+
+def _as_is(obj: Any) -> Any:
+    return obj
+
+
+def _stages(conn: Any) -> tuple[Callable[..., Any], ...]:
+    """How to encode a request for `conn`, send it, receive the answer, and decode that."""
+    if type(conn) is connection.Connection:
+        return ForkingPickler.dumps, conn.send_bytes, conn._recv_pickle, ForkingPickler.loads
+    if type(conn) in (ForeignConnection, connection.ConnectionWrapper):
+        return conn._dumps, conn.send_bytes, conn.recv_bytes, conn._loads
+    return _as_is, conn.send, conn.recv, _as_is
 
 
 class BaseProxy:
@@ -154,8 +169,8 @@ class BaseProxy:
         except (OSError, EOFError) as exc:
             raise explain(exc, self._token.address) from None
 
-    def _connect(self) -> None:
-        """Open this thread's connection."""
+    def _connect(self) -> Any:
+        """Open a connection for this thread."""
         util.debug("making connection to manager")
         try:
             conn = self._Client(self._token.address, authkey=self._authkey)
@@ -166,39 +181,37 @@ class BaseProxy:
                 raise
         except (OSError, EOFError) as exc:
             raise explain(exc, self._token.address) from None
-        self._tls.connection = conn if ours else for_any_peer(conn, self._serializer)
-
-    def _disconnect(self) -> None:
-        """Close this thread's connection, if it has one."""
-        conn = self._tls.__dict__.pop("connection", None)
-        if conn is not None:
-            conn.close()
+        return conn if ours else for_any_peer(conn, self._serializer)
 
     def _callmethod(
         self, methodname: str, args: tuple[Any, ...] = (), kwds: Mapping[str, Any] = {}
     ) -> Any:
         """Call a method of the referent; a copy of its result, or a proxy for it."""
+        # Out of reach while it is in use: a signal handler that calls as well gets another one.
+        tls = self._tls.__dict__
+        conn = tls.pop("connection", None)
+        if conn is None:
+            conn = self._connect()
+        encode, send, receive, decode = _stages(conn)
+        in_step = True  # no answer is under way that the next request could take for its own
         try:
-            conn = self._tls.connection
-        except AttributeError:
-            self._connect()
-            conn = self._tls.connection
-
-        sent = False
-        try:
-            conn.send((self._id, methodname, args, kwds))
-            sent = True
-            kind, result = conn.recv()
+            request = encode((self._id, methodname, args, kwds))
+            in_step = False
+            send(request)
+            answer = receive()
+            in_step = True
+            kind, result = decode(answer)
         except (OSError, EOFError) as exc:
-            # Broken, for this request and the next: that one may find a new server.
-            self._disconnect()
+            if in_step:
+                raise  # what is in the answer
             raise explain(exc, self._token.address) from None
-        except BaseException as exc:
-            # An argument that cannot be pickled was not sent; a result that cannot be unpickled
-            # was read. Anything else came between request and answer.
-            if sent and not isinstance(exc, Exception):
-                self._disconnect()
-            raise
+        finally:
+            # The server has what this thread acquired with the connection: it stays the same one.
+            superfluous = conn
+            if in_step:
+                superfluous, tls["connection"] = tls.get("connection"), conn
+            if superfluous is not None:
+                superfluous.close()
 
         if kind == "#RETURN":
             return result

@@ -161,16 +161,19 @@ def dumps(obj: Any) -> bytes:
 class ForeignConnection:
     """A connection to a peer that is not ours."""
 
+    _dumps, _loads = staticmethod(dumps), staticmethod(loads)
+
     def __init__(self, connection: Any) -> None:
         self._connection = connection
+        self.send_bytes, self.recv_bytes = connection.send_bytes, connection.recv_bytes
 
     def send(self, obj: Any) -> None:
         """Send `obj` so that a peer without billiard can read it."""
-        self._connection.send_bytes(dumps(obj))
+        self.send_bytes(dumps(obj))
 
     def recv(self) -> Any:
         """Receive; multiprocessing's proxies arrive as ours."""
-        return loads(self._connection.recv_bytes())
+        return loads(self.recv_bytes())
 
     def close(self) -> None:
         """Close the connection."""

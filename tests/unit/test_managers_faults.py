@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pickle
 import signal
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -158,22 +160,50 @@ def test_wrong_authkey_is_refused(manager: Manager) -> None:
         managers.ListProxy(managers.Token("list", manager.address, "0"), "pickle", authkey=b"no")
 
 
-def test_request_that_was_interrupted_does_not_confuse_the_next(manager: Manager) -> None:
-    event, numbers = manager.Event(), manager.list([1, 2])
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    old = signal.signal(signal.SIGALRM, interrupt)
+@contextlib.contextmanager
+def soon(handler: Callable[[], object]) -> Iterator[None]:
+    """`handler` is called by a signal, in a moment."""
+    old = signal.signal(signal.SIGALRM, lambda number, frame: handler())
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.05)
-        with pytest.raises(KeyboardInterrupt):
-            event.wait(30)
+        yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
+
+
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, billiard.SoftTimeLimitExceeded])
+def test_request_that_was_interrupted_does_not_confuse_the_next(
+    manager: Manager, kind: type[BaseException]
+) -> None:
+    event, numbers = manager.Event(), manager.list([1, 2])
+
+    def interrupt() -> None:
+        raise kind
+
+    with soon(interrupt), pytest.raises(kind):
+        event.wait(30)
     assert numbers[:] == [1, 2]
     event.set()
+
+
+def test_signal_handler_may_use_the_manager_that_is_being_waited_for(manager: Manager) -> None:
+    queue, numbers, lock = manager.Queue(), manager.list([1]), manager.RLock()
+
+    def handler() -> None:
+        numbers.append(2)
+        queue.put(numbers[:])
+
+    with lock:
+        with soon(handler):
+            assert queue.get(True, 30) == [1, 2]
+        assert numbers[:] == [1, 2]
+        # What was acquired before the signal still is.
+        seen: list[bool] = []
+        other = threading.Thread(target=lambda: seen.append(lock.acquire(False)))
+        other.start()
+        other.join()
+        assert seen == [False]
 
 
 def take(lock: Any, taken: Any) -> None:
@@ -200,9 +230,10 @@ def test_client_killed_with_a_lock_hangs_nobody(manager: Manager, kind: str) -> 
 def ask_and_die(proxy: Any, method: str) -> None:
     if method == "wait":
         proxy.acquire()
+        conn = proxy._tls.connection
     else:
-        proxy._connect()
-    proxy._tls.connection.send((proxy._id, method, (), {}))
+        conn = proxy._connect()
+    conn.send((proxy._id, method, (), {}))
     os.kill(os.getpid(), signal.SIGKILL)
 
 
