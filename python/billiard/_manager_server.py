@@ -241,6 +241,8 @@ class Server:
             try:
                 result = function(*args, **kwds)
             except BaseException as exc:  # SystemExit is for who called, not for this thread
+                if self._serializer == "xmlrpclib":  # it would turn an exception into a dict
+                    return "#TRACEBACK", _traceback()
                 return _as_error(exc)
             if methodname == "acquire" and hasattr(obj, "_is_owned") and obj not in acquired:
                 acquired.append(obj)

@@ -285,6 +285,11 @@ def test_xmlrpc_serializer() -> None:
         shared = manager.Queue()
         shared.put(["text", 1, 2.5, True, None])
         assert shared.get() == ["text", 1, 2.5, True, None]
+        with pytest.raises(RemoteError, match="Empty"):
+            shared.get_nowait()
+        with pytest.raises(TypeError, match="cannot marshal"):
+            shared.put(object())
+        assert shared.empty()
         del shared
 
 
