@@ -186,6 +186,10 @@ class BaseManager:
                 raise EOFError(
                     f"the manager's process ended with {self._process.exitcode} before it served"
                 ) from None
+            except BaseException:  # an interrupt: nobody would end it any more
+                self._process.kill()
+                self._process.join()
+                raise
         if isinstance(answer, _Failure):
             self._process.join()
             raise answer.error()

@@ -190,6 +190,24 @@ def test_death_of_the_parent_ends_the_server(ctx: Any) -> None:
         assert not os.path.exists(os.path.dirname(address))
 
 
+def test_start_that_is_interrupted_leaves_no_server(ctx: Any) -> None:
+    def interrupt(number: int, frame: object) -> None:
+        raise billiard.SoftTimeLimitExceeded
+
+    manager = Manager(ctx=ctx)
+    old = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(billiard.SoftTimeLimitExceeded):
+            manager.start(signal.pause)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, old)
+    assert manager._process.exitcode == -signal.SIGKILL
+    with manager:  # it can be started again
+        assert manager.list([1])[:] == [1]
+
+
 def serve_after_the_end() -> None:
     server = Manager().get_server()
     server.stop_event.set()
