@@ -420,6 +420,70 @@ def test_a_map_is_cancelled_as_a_whole(tmp_path: Path) -> None:
         eventually(lambda: not pool._cache)
 
 
+class Million:
+    """A million items, and how many of them have been read."""
+
+    read = 0
+
+    def __len__(self) -> int:
+        return 10**6
+
+    def __iter__(self) -> Iterator[int]:
+        for item in range(len(self)):
+            self.read = item
+            yield item
+
+
+@needs_cancel
+def test_a_map_that_was_cancelled_is_not_fed_any_further() -> None:
+    with pool_of(fork, 1) as pool:
+        items = Million()
+        mapped = pool.map_async(square, items, 1)
+        eventually(lambda: items.read)
+        assert mapped.cancel() is True
+        with pytest.raises(CANCELLED):
+            mapped.get(PATIENCE)
+        assert pool.apply_async(square, (3,), callback=str).get(PATIENCE) == 9
+        assert items.read < len(items) - 1
+
+
+@needs_cancel
+@pytest.mark.parametrize("known", [True, False], ids=["before", "after"])
+def test_what_is_cancelled_behind_others_does_not_begin_and_holds_no_slot(
+    known: bool, tmp_path: Path
+) -> None:
+    with pool_of(fork, 1, putlocks=True) as pool:
+        go_on, begun = threading.Event(), Gate(tmp_path)
+        in_callback, leave_it = threading.Event(), threading.Event()
+
+        def callback(_: Any) -> None:
+            in_callback.set()
+            leave_it.wait(PATIENCE)
+
+        def nothing() -> Iterator[int]:
+            go_on.wait(PATIENCE)
+            yield from ()
+
+        if not known:
+            # The outcome waits meanwhile.
+            pool.apply_async(pid, callback=callback)
+            assert in_callback.wait(PATIENCE)
+        fed = pool.imap(square, nothing())
+        waiting = pool.apply_async(begun.set)
+        assert waiting.cancel() is True
+        if known:
+            with pytest.raises(CANCELLED):
+                waiting.get(PATIENCE)
+        go_on.set()
+        eventually(lambda: not pool._taskqueue.busy())
+        leave_it.set()
+        with pytest.raises(CANCELLED):
+            waiting.get(PATIENCE)
+        eventually(lambda: pool._putlock._value == 1)
+        assert list(fed) == [] and pool.apply(square, (3,)) == 9
+        assert not begun.is_set()
+
+
 @needs_cancel
 def test_cancelling_lets_go_who_waits(tmp_path: Path) -> None:
     with pool_of(fork, 1) as pool:

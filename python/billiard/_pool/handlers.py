@@ -260,11 +260,11 @@ class TaskHandler(PoolThread):
                 task = None
         except Refused as refusal:
             _, (job, i, *_) = task
-            self._fail(job, i, (False, refusal.args[0]))
+            self.answer(job, i, (False, refusal.args[0]))
         except BaseException:
             # The iterable that the user gave has failed: so has the job, here. This thread has
             # others to feed, also if it was SystemExit.
-            self._fail(getattr(tasks, "job", None), count, (False, ExceptionInfo()))
+            self.answer(getattr(tasks, "job", None), count, (False, ExceptionInfo()))
             count += 1
         if set_length:
             debug("doing set_length()")
@@ -280,9 +280,10 @@ class TaskHandler(PoolThread):
         except Exception:
             _, (job, i, *_) = task
             if not self._state:
-                self._fail(job, i, (False, ExceptionInfo()))
+                self.answer(job, i, (False, ExceptionInfo()))
 
-    def _fail(self, job: int | None, i: int | None, outcome: Outcome) -> None:
+    def answer(self, job: int | None, i: int | None, outcome: Outcome) -> None:
+        """Bring the outcome of a task that could not be handed over; the drive may do it."""
         result = self.cache.get(job)  # type: ignore[arg-type]
         if result is not None:
             result._set(i, outcome)

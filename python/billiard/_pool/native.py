@@ -76,6 +76,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
     from typing import Any
 
+    from .results import Outcome
+
 #: Seconds between SIGTERM and SIGKILL when the pool is terminated: tasks may have to clean up, but
 #: whoever terminates a pool waits for it.
 TERMINATE_GRACE = 0.7
@@ -109,6 +111,8 @@ class NativeDrive(Drive):
         #: how workers are started
         self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
+        #: jobs that were cancelled while tasks of some job were being fed
+        self._withdrawn: set[int] = set()
         #: what the engine tells the supervisor
         self._event_handlers: dict[int, Callable[..., object]] = {
             OVER: self._on_over,
@@ -116,8 +120,6 @@ class NativeDrive(Drive):
             DEATH: self._on_leaving,
             DRAINED: self._on_drained,
         }
-        #: jobs that were cancelled while tasks of some job were being fed
-        self._withdrawn: set[int] = set()
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: tasks are not wanted any more
         self.terminated = False
@@ -173,6 +175,7 @@ class NativeDrive(Drive):
                 IDLE: self.engine.let_go,
             }
         )
+        tasks.answer = self._answer
         for handler in self.handlers:
             handler.on_crash = self._crashed
         self.engine.start()
@@ -350,18 +353,22 @@ class NativeDrive(Drive):
                 # Since then, and before the engine had it.
                 self.engine.cancel(number, i, wire.cancelled())
 
+    def _answer(self, number: int | None, i: int | None, outcome: Outcome) -> None:
+        """An outcome that comes from no worker: the result handler's, as all others are."""
+        if number is not None:
+            self.engine.post((READY, (number, i, outcome, None)))
+
     def cancel(self, job: Any) -> bool:
         info = wire.cancelled()
         if not job._overrule(info):
             return False
-        if self.submissions.busy():
-            # There may be tasks of it that are not fed yet.
-            self._withdrawn.add(job._job)
-        else:
-            self._withdrawn.clear()
+        self._withdrawn.add(job._job)
+        withdrawn = self._withdrawn.copy()
+        if not self.submissions.busy():
+            self._withdrawn -= withdrawn  # all tasks of these have been fed
         if not self.engine.cancel(job._job, None, info):
             # It has still to be fed, behind what may be endless; or its outcome is on the way.
-            self.engine.post((READY, (job._job, None, (False, info), None)))
+            self._answer(job._job, None, (False, info))
         return True
 
     def wait_until_idle(self, timeout: float | None) -> bool:
