@@ -16,6 +16,7 @@ import pytest
 from pool_tasks import (
     PATIENCE,
     Gate,
+    die,
     eventually,
     initialize,
     initialized,
@@ -175,6 +176,22 @@ def test_a_callback_that_exits_when_a_worker_was_lost_costs_nobody_else() -> Non
 
 
 # ---- starts that fail ----
+
+
+class Careless(Pool):
+    """Its hook fails."""
+
+    def on_job_process_down(self, job: Any, pid_gone: int) -> None:
+        raise KeyError(pid_gone)
+
+
+@pytest.mark.parametrize("options", [{}, {"callback": str}], ids=["direct", "book"])
+def test_a_hook_that_fails_when_a_worker_was_lost_costs_nothing(options: Any) -> None:
+    with Careless(1, putlocks=bool(options)) as pool:
+        lost = pool.apply_async(die, **options)
+        with pytest.raises(WorkerLostError):
+            lost.get(PATIENCE)
+        assert pool.apply_async(square, (3,)).get(PATIENCE) == 9
 
 
 def test_workers_that_could_be_made_are_started_although_the_next_could_not() -> None:

@@ -683,17 +683,27 @@ class NativeDrive(Drive):
         job = self.cache.get(number)
         if job is None or job.ready():
             return
-        if type(job) is ApplyResult and not job.accepted():
-            job._ack(i, monotonic(), worker.pid, None)
-        self._lose(job, i, worker, exitcode)
+        try:
+            if type(job) is ApplyResult and not job.accepted():
+                job._ack(i, monotonic(), worker.pid, None)
+        finally:
+            self._lose(job, i, worker, exitcode)
 
     def _lose(self, job: Any, i: int | None, worker: Any, exitcode: int | None) -> None:
         """A worker has ended in the middle of a task."""
         pool = self._pool()
-        if pool is not None:
-            pool._task_lost(job, i, worker, exitcode)
-        else:
-            job._set(i, (False, captured(WorkerLostError(human_status(exitcode)))))
+        try:
+            if pool is not None:
+                pool._task_lost(job, i, worker, exitcode)
+                return
+        except BaseException as exc:
+            # A hook's or a callback's. The job ends all the same, and the others go on.
+            error("Lost task: %r", exc, exc_info=True)
+            if job.ready():
+                return
+            if self.putlock is not None:
+                self.putlock.release()
+        job._set(i, (False, captured(WorkerLostError(human_status(exitcode)))))
 
     def _without_workers(self) -> None:
         """Nothing can be done: if that will not change, say so to those who wait."""
