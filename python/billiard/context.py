@@ -104,15 +104,19 @@ class BaseContext:
 
     def Lock(self, *, robust: bool = False) -> synchronize.Lock:
         """A lock between processes; `robust`: the death of its owner is noticed."""
-        context = self.get_context()
+        context, lock = self.get_context(), _synchronize.Lock
         if robust:
-            return _synchronize.Lock(ctx=context, robust=True)
-        return _core.new_lock(_synchronize.Lock)
+            return lock(ctx=context, robust=True)
+        if lock is not _synchronize.OUR_LOCK:
+            return lock(ctx=context)  # somebody has put another there
+        return _core.new_lock(lock)
 
     def RLock(self) -> synchronize.RLock:
         """A lock that its owner may acquire again."""
-        self.get_context()  # is fixed by asking
-        return _core.new_rlock(_synchronize.RLock)
+        context, lock = self.get_context(), _synchronize.RLock
+        if lock is not _synchronize.OUR_RLOCK:
+            return lock(ctx=context)
+        return _core.new_rlock(lock)
 
     def Condition(
         self, lock: synchronize.Lock | synchronize.RLock | None = None
@@ -224,7 +228,10 @@ class BaseContext:
     ) -> Any:
         """A ctypes object in shared memory with a lock (`lock=`: another one, or False)."""
         lock = kwargs.get("lock", True)
-        return _sharedctypes.new_value(typecode_or_type, args, lock, self.get_context())
+        context, value = self.get_context(), _sharedctypes.Value
+        if value is not _sharedctypes.OUR_VALUE:
+            return value(typecode_or_type, *args, lock=lock, ctx=context)
+        return _sharedctypes.new_value(typecode_or_type, args, lock, context)
 
     def Array(
         self,

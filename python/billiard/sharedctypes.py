@@ -92,7 +92,7 @@ def new_value(typecode_or_type: Any, args: tuple[Any, ...], lock: Any, ctx: Any)
     obj = from_buffer(wrapper)
     obj._wrapper = wrapper
     obj.__init__(*args)
-    if lock is True and is_simple:
+    if lock is True and is_simple and Synchronized is OUR_SYNCHRONIZED:
         return _core.new_guarded(Synchronized, obj, ctx.RLock())
     return _with_lock(obj, lock, ctx)
 
@@ -289,6 +289,10 @@ class Synchronized(SynchronizedBase):
     __slots__ = ()
 
     value = make_property("value")
+
+
+#: As `OUR_LOCK` of `synchronize`.
+OUR_VALUE, OUR_SYNCHRONIZED = Value, Synchronized
 
 
 class SynchronizedArray(SynchronizedBase):

@@ -201,6 +201,10 @@ class RLock(SemLock):
         return f"<{type(self).__name__}({owner}, {count})>"
 
 
+#: What contexts make without a call; what has been put in their place they call.
+OUR_LOCK, OUR_RLOCK = Lock, RLock
+
+
 class InternalLock(SemLock):
     """A lock of the package's own objects, which goes on to the next when its owner dies."""
 

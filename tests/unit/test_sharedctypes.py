@@ -10,11 +10,12 @@ import threading
 import tracemalloc
 import weakref
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 import billiard
-from billiard import _core, heap, sharedctypes
+from billiard import _core, heap, sharedctypes, synchronize
 from billiard.exceptions import OwnerDiedError
 from billiard.synchronize import Barrier, Condition
 
@@ -377,6 +378,19 @@ def test_what_a_context_makes_is_what_the_classes_make(ctx: Any) -> None:
             made.__init__()
     with pytest.raises(TypeError):
         _core.new_lock(int)  # type: ignore[type-var]
+
+
+def test_a_context_calls_what_has_been_put_in_the_place_of_a_class(ctx: Any) -> None:
+    for module, name, args in [
+        (synchronize, "Lock", ()),
+        (synchronize, "RLock", ()),
+        (sharedctypes, "Value", ("i", 1)),
+        (sharedctypes, "Synchronized", ()),
+    ]:
+        with patch.object(module, name) as other:
+            made = ctx.Value("i", 1) if name == "Synchronized" else getattr(ctx, name)(*args)
+        assert made is other.return_value
+        assert other.call_count == 1
 
 
 def test_nothing_is_left_of_what_is_dropped() -> None:
