@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -87,6 +88,71 @@ def test_a_callback_that_would_wait_for_its_own_thread_is_told_so(kind: Any) -> 
         eventually(lambda: len(errors) == 2)
         assert "callback" in str(errors[0])
         assert pool.apply_async(square, (3,), callback=str).get(PATIENCE) == 9
+
+
+def test_a_callback_that_would_wait_for_its_own_map_is_told_so() -> None:
+    with pool_of(fork, 1) as pool:
+        held, errors = Held(), []
+
+        def wait(_: Any) -> None:
+            held()
+            with pytest.raises(RuntimeError) as caught:
+                mapped.get()
+            errors.append(caught.value)
+
+        mapped = pool.map_async(square, range(3), callback=wait)
+        assert held.begun.wait(PATIENCE)
+        held.go_on.set()
+        assert mapped.get(PATIENCE) == [0, 1, 4]
+        assert len(errors) == 1
+
+
+class Failing:
+    """Three items, of which there is only one."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[int]:
+        yield 1
+        raise KeyError
+
+
+def test_the_callback_of_an_iterable_that_fails_can_use_the_pool() -> None:
+    with pool_of(fork, 1) as pool:
+        squares: list[int] = []
+        mapped = pool.map_async(
+            square,
+            Failing(),
+            1,
+            error_callback=lambda _: squares.append(pool.apply(square, (3,))),
+        )
+        with pytest.raises(KeyError):
+            mapped.get(PATIENCE)
+        assert squares == [9]
+
+
+def test_a_callback_can_use_the_pool_while_an_iterable_is_read() -> None:
+    with pool_of(fork, 1) as pool:
+        go_on, squares = threading.Event(), []
+
+        def nothing() -> Iterator[int]:
+            go_on.wait(PATIENCE)
+            yield from ()
+
+        # It is submitted first; to be read it may wait as long as it likes.
+        held = Held()
+        first = pool.apply_async(
+            pid, callback=lambda _: (held(), squares.append(pool.apply(square, (3,))))
+        )
+        assert held.begun.wait(PATIENCE)
+        fed = pool.imap(square, nothing())
+        held.go_on.set()
+        first.get(PATIENCE)
+        assert eventually(lambda: squares) == [9]
+        assert not go_on.is_set()
+        go_on.set()
+        assert list(fed) == []
 
 
 def test_a_callback_can_shrink_a_pool_whose_slots_are_taken() -> None:

@@ -349,13 +349,13 @@ class MapResult(ApplyResult):
                 self._value = result
                 self._number_left = 0
             self._cache.pop(self._job, None)
-            self._pool = None
         try:
             # Before the waiting callers, as it always was for maps.
             callback = self._callback if success else self._error_callback
             self.safe_apply_callback(callback, self._value)
         finally:
             self._event.set()
+            self._pool = None
 
     def _ack(self, i: int | None, time_accepted: float, pid: int, *args: Any) -> None:
         assert i is not None

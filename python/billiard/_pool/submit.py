@@ -127,6 +127,7 @@ class Submitting:
     _pool: list[Any]
     _processes: int
     _putlock: Any
+    _result_handler: Any
     _state: int
     _taskqueue: Any
     lost_worker_timeout: float
@@ -208,7 +209,7 @@ class Submitting:
             and timeout is None
             and lost_worker_timeout is None
             and correlation_id is None
-            and not self._taskqueue.busy()
+            and (not self._taskqueue.busy() or self._is_in_callback())
         ):
             return self._drive.apply(self, func, args, kwds)  # type: ignore[attr-defined, no-any-return]
         for name, value in (
@@ -252,6 +253,10 @@ class Submitting:
                 self._give_slot_back()
             raise
         return result
+
+    def _is_in_callback(self) -> bool:
+        """Whether this thread runs callbacks: it cannot wait for jobs of the book."""
+        return threading.current_thread() is self._result_handler
 
     def _wait_for_slot(self) -> None:
         if self._putlock is not None:
