@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import signal
 import threading
@@ -54,6 +55,23 @@ def test_a_callback_does_not_hold_up_the_replacement_of_workers(ctx: Any, tmp_pa
         assert pool.apply_async(square, (3,)).get(PATIENCE) == 9
         assert not held.go_on.is_set()
         held.go_on.set()
+
+
+def test_nothing_is_kept_of_workers_that_died_while_a_callback_was_held_up(tmp_path: Any) -> None:
+    with pool_of(fork, 1) as pool:
+        held, begun = Held(), Gate(tmp_path)
+        pool.apply_async(pid, callback=held)
+        assert held.begun.wait(PATIENCE)
+        worker = pool._pool[0]
+        lost = pool.apply_async(set_and_wait, (begun, Gate(tmp_path)), callback=str)
+        assert begun.wait()
+        os.kill(worker.pid, signal.SIGKILL)
+        eventually(lambda: pool._pool and worker not in pool._pool)
+        held.go_on.set()
+        with pytest.raises(WorkerLostError):
+            lost.get(PATIENCE)
+        kept = inspect.getclosurevars(pool._result_handler.on_worker_exit).nonlocals
+        assert not any(kept.values())
 
 
 def test_a_callback_can_use_the_pool_although_the_worker_dies(ctx: Any) -> None:

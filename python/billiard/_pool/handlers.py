@@ -459,7 +459,7 @@ class ResultHandler(PoolThread):
             job: int, i: int | None, time_accepted: float, pid: int, synqW_fd: int | None
         ) -> None:
             self.restart_state.R = 0
-            if counters is not None:
+            if self.counts and counters is not None:
                 forget(pid)
                 task_of[pid] = (job, i)
                 worker_of[job, i] = pid
