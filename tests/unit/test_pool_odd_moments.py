@@ -194,6 +194,20 @@ def test_a_hook_that_fails_when_a_worker_was_lost_costs_nothing(options: Any) ->
         assert pool.apply_async(square, (3,)).get(PATIENCE) == 9
 
 
+@pytest.mark.parametrize("end", ["close", "terminate"])
+def test_a_hook_that_fails_for_every_worker_keeps_no_pool_from_ending(end: str) -> None:
+    def hook(worker: Any) -> None:
+        raise KeyError(worker.pid)
+
+    pool = fork.Pool(3, on_process_down=hook)
+    if end == "close":
+        with pytest.raises((WorkerLostError, KeyError)):
+            pool.apply_async(die).get(PATIENCE)
+    getattr(pool, end)()
+    assert pool.join(PATIENCE)
+    assert not pool._pool
+
+
 def test_workers_that_could_be_made_are_started_although_the_next_could_not() -> None:
     queues, calls = NativeDrive.queues, []
 

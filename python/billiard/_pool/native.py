@@ -663,7 +663,13 @@ class NativeDrive(Drive):
                 # Its callbacks may take their time, and need workers.
                 self.engine.post((LOST, (number, i, worker, exitcode)))
         if pool is not None and pool.on_process_down:
-            pool.on_process_down(worker)
+            try:
+                pool.on_process_down(worker)
+            except BaseException as exc:
+                # It ends the pool. When that ends anyway, there are others to see to.
+                if not self.terminated:
+                    raise
+                error("Supervisor: %r", exc, exc_info=True)
         return exitcode
 
     def _note_stillborn(self, member: Member, exitcode: int | None) -> None:
