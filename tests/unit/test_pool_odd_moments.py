@@ -244,7 +244,7 @@ def test_one_worker_that_cannot_be_watched_is_started_again_and_the_others_are_n
         pool.apply(pid)
         with patch.object(NativeDrive, "_take_in", unwatched):
             pool.grow(3)
-            eventually(lambda: len(pool._drive.members) == 4)
+            eventually(lambda: len(pool._poolctrl) == 4)
         assert sorted(pool._poolctrl) == sorted(worker.pid for worker in pool._pool)
         pool.close()
         assert pool.join(PATIENCE)
