@@ -768,6 +768,9 @@ class PoolEngine:
     def attach(self, lane: PoolLane, pid: int, sentinel: int) -> None:
         """A worker has been started with `lane`; `sentinel` becomes readable when it ends."""
 
+    def bury(self, lane: PoolLane, pid: int) -> None:
+        """A worker has been started with `lane`, and has ended: as at any other death."""
+
     def retire(self, index: int, even_if_busy: bool) -> bool:
         """Has a worker take no more tasks, and exit; False if it is at one."""
 

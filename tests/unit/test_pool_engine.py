@@ -19,7 +19,7 @@ import pytest
 
 import billiard
 import billiard.pool
-from billiard.exceptions import SoftTimeLimitExceeded, Terminated
+from billiard.exceptions import SoftTimeLimitExceeded, Terminated, WorkerLostError
 
 
 def ident(x: Any) -> Any:
@@ -255,7 +255,8 @@ def test_a_callback_that_exits_holds_up_no_other() -> None:
 def test_a_worker_that_cannot_be_watched_is_not_left(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pool = billiard.get_context("fork").Pool(0)
+    begun = billiard.get_context("fork").Semaphore(0)
+    pool = billiard.get_context("fork").Pool(0, _BEGUN.append, (begun,))
     engine, failures = pool._drive.engine, [OSError(errno.EMFILE, "none left")]
 
     class Engine:
@@ -264,12 +265,16 @@ def test_a_worker_that_cannot_be_watched_is_not_left(
 
         def attach(self, *args: Any) -> None:
             if failures:
+                assert begun.acquire(timeout=30)
                 raise failures.pop()
             engine.attach(*args)
 
     monkeypatch.setattr(pool._drive, "engine", Engine())
     with pool:
+        lost = pool.apply_async(_begin_and_wait, (60,))
         pool.grow(1)
+        with pytest.raises(WorkerLostError):
+            lost.get(30)
         assert pool.apply_async(ident, (1,)).get(30) == 1
         assert len(pool._pool) == len(pool._drive.members) == 1
         pool.close()
@@ -368,7 +373,7 @@ def test_a_worker_that_dies_in_a_limited_sequence_costs_one_item() -> None:
     with billiard.get_context("fork").Pool(1) as pool:
         results = pool.imap(_die_of, [1, 0, 2], timeout=60)
         assert results.next(30) == 1
-        with pytest.raises(billiard.WorkerLostError):
+        with pytest.raises(WorkerLostError):
             results.next(30)
         assert results.next(30) == 2
 

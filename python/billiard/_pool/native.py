@@ -502,12 +502,12 @@ class NativeDrive(Drive):
         try:
             self.engine.attach(lane, worker.pid, worker._popen.sentinel)
         except BaseException:
-            # One that nobody watches would be waited for to the end of the program.
+            # One that nobody watches would be waited for to the end of the program. It may have
+            # begun with a task: the supervisor sees to what it leaves.
+            worker._controlled_termination = True
             worker._popen._send_signal(SIGKILL)
             worker.join()
-            self.workers.remove(worker)
-            del self.members[worker.pid]
-            worker.inq.let_go()
+            self.engine.bury(lane, worker.pid)
             del lane  # the exception knows this frame
             raise
         if self.terminated:
@@ -524,6 +524,11 @@ class NativeDrive(Drive):
             self.engine.abandon()
 
     def wants_workers(self) -> bool:
+        waits = self._retry_at is not None and monotonic() < self._retry_at
+        return not waits and self._may_have_workers()
+
+    def _may_have_workers(self) -> bool:
+        """Whether they would be of use, now or soon."""
         if self.terminated or self.drained or self.broken is not None:
             return False
         if self.closed and not self.engine.has_waiting():
@@ -716,7 +721,7 @@ class NativeDrive(Drive):
         pool = self._pool()
         if self.broken is not None or self.drained:
             return
-        if (self._stillborn or self._slain) and not self.wants_workers():
+        if (self._stillborn or self._slain) and not self._may_have_workers():
             assert self._why_stillborn is not None
             self.fail(self._why_stillborn)
         elif self.closed and self.engine.has_waiting() and pool is not None and not pool._processes:

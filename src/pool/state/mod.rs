@@ -347,8 +347,7 @@ mod tests {
     /// A worker that is never signalled: this process, which is not in its own group's lead.
     fn attach(state: &mut State) -> Lane {
         let lane = Lane::create().unwrap();
-        let (sentinel, watch) = nix::unistd::pipe().unwrap();
-        state.attach(0, 0, lane.clone(), sentinel, watch);
+        state.attach(0, 0, lane.clone(), Some(nix::unistd::pipe().unwrap()));
         lane
     }
 

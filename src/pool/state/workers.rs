@@ -20,8 +20,8 @@ use crate::sys::{clock, futex, pidfd};
 pub struct Worker {
     pub pid: i32,
     pub lane: Lane,
-    /// Becomes readable when the process ends; a pidfd where there are pidfds.
-    pub sentinel: OwnedFd,
+    /// Becomes readable when the process ends; a pidfd where there are pidfds. None: it has ended.
+    pub sentinel: Option<OwnedFd>,
     pub(super) extents: Arc<Receiver>,
     /// Distinguishes it from the next that gets its index.
     pub(super) serial: u64,
@@ -32,12 +32,15 @@ pub struct Worker {
 impl Worker {
     /// Sends a signal; to its whole group if it leads one and `signal` ends it.
     pub fn signal(&self, signal: i32) {
+        let Some(sentinel) = &self.sentinel else {
+            return;
+        };
         let ends = signal == libc::SIGTERM || signal == libc::SIGKILL;
         if ends && crate::sys::reactor::signal_group(self.pid, signal) {
             return;
         }
         if pidfd::supported() {
-            let _ = pidfd::send_signal(self.sentinel.as_raw_fd(), signal);
+            let _ = pidfd::send_signal(sentinel.as_raw_fd(), signal);
         } else {
             let pid = nix::unistd::Pid::from_raw(self.pid);
             let signal = nix::sys::signal::Signal::try_from(signal).ok();
@@ -61,18 +64,20 @@ impl State {
         self.reserved.retain(|&other| other != index);
     }
 
-    /// A worker has been started; the engine has to be told (`watch` is a copy of its sentinel).
+    /// A worker has been started; the engine has to be told.
+    ///
+    /// :param sentinels: two copies of its sentinel; none: it has ended already.
     pub fn attach(
         &mut self,
         index: usize,
         pid: i32,
         lane: Lane,
-        sentinel: OwnedFd,
-        watch: OwnedFd,
+        sentinels: Option<(OwnedFd, OwnedFd)>,
     ) {
         self.serial += 1;
         self.release(index);
-        self.unwatched.push((index, watch));
+        let (sentinel, watch) = sentinels.unzip();
+        self.unwatched.extend(watch.map(|watch| (index, watch)));
         let extents = Receiver::new(lane.segment().clone(), LANE_TABLE, LANE_EXTENTS, POOL);
         while self.workers.len() <= index {
             self.workers.push(None);

@@ -445,12 +445,26 @@ impl PoolEngine {
     fn attach(&self, lane: &PoolLane, pid: i32, sentinel: RawFd) -> PyResult<()> {
         let hub = self.hub()?;
         let copy = || crate::sys::io::duplicate(sentinel).map_err(os_error);
-        let (sentinel, watch) = (copy()?, copy()?);
+        let sentinels = (copy()?, copy()?);
         let index = usize::from(lane.index());
-        hub.state().attach(index, pid, lane.lane(), sentinel, watch);
+        hub.state().attach(index, pid, lane.lane(), Some(sentinels));
         // What it has reported before it was known, nobody has been told of.
         hub.announce_outcomes();
         hub.kick();
+        Ok(())
+    }
+
+    /// A worker has been started with `lane`, and has ended: its task goes on as at any other death.
+    fn bury(&self, lane: &PoolLane, pid: i32) -> PyResult<()> {
+        let hub = self.hub()?;
+        let index = usize::from(lane.index());
+        let gained = {
+            let mut state = hub.state();
+            state.attach(index, pid, lane.lane(), None);
+            state.bury(index)
+        };
+        hub.follow_up(&gained);
+        hub.announce_outcomes();
         Ok(())
     }
 
