@@ -538,6 +538,21 @@ def test_drain_waits_for_all_jobs(ctx: Any) -> None:
 
 
 @needs_drain
+def test_drain_returns_what_waits_behind_an_iterable_too() -> None:
+    with pool_of(fork, 1) as pool:
+        items = Million()
+        behind = [pool.map_async(square, items, 1)]
+        eventually(lambda: items.read)
+        behind += [pool.apply_async(square, (n,)) for n in range(300)]
+        behind.append(pool.imap(square, items))
+        unfinished = pool.drain(0)
+        assert len(unfinished) == len(behind) and set(unfinished) == set(behind)
+        for result in behind[:-1]:
+            with pytest.raises(CANCELLED):
+                result.get(PATIENCE)
+
+
+@needs_drain
 def test_drain_cancels_what_is_not_done_and_returns_it(ctx: Any, tmp_path: Path) -> None:
     pool = ctx.Pool(2)
     done = pool.apply_async(square, (3,))

@@ -359,17 +359,20 @@ class NativeDrive(Drive):
             self.engine.post((READY, (number, i, outcome, None)))
 
     def cancel(self, job: Any) -> bool:
-        info = wire.cancelled()
-        if not job._overrule(info):
-            return False
-        self._withdrawn.add(job._job)
+        return bool(self._cancel([job], wire.cancelled()))
+
+    def _cancel(self, jobs: list[Any], info: ExceptionInfo) -> list[Any]:
+        """End jobs; those that had no outcome. First all are told: no other begins meanwhile."""
+        cancelled = [job for job in jobs if job._overrule(info)]
+        self._withdrawn.update(job._job for job in cancelled)
         withdrawn = self._withdrawn.copy()
         if not self.submissions.busy():
             self._withdrawn -= withdrawn  # all tasks of these have been fed
-        if not self.engine.cancel(job._job, None, info):
-            # It has still to be fed, behind what may be endless; or its outcome is on the way.
-            self._answer(job._job, None, (False, info))
-        return True
+        for job in cancelled:
+            if not self.engine.cancel(job._job, None, info):
+                # It has still to be fed, behind what may be endless; or its outcome is on the way.
+                self._answer(job._job, None, (False, info))
+        return cancelled
 
     def wait_until_idle(self, timeout: float | None) -> bool:
         self._check_not_a_handler("drained")
@@ -399,12 +402,20 @@ class NativeDrive(Drive):
     def cancel_all(self) -> list[Any]:
         """End all jobs; those that had no outcome."""
         info = wire.cancelled()
+        unfinished = self._cancel_known(info)
+        # Not before: from now on others fail what they find. Some may have come meanwhile.
         self.broken = info
-        unfinished: list[Any] = [job for job in list(self.cache.values()) if self.cancel(job)]
-        unfinished += [sequence for sequence in list(self._sequences) if not sequence.ready()]
-        unfinished += self.engine.cancel_all(info)
+        unfinished += self._cancel_known(info)
         self.break_down(info)
         return unfinished
+
+    def _cancel_known(self, info: ExceptionInfo) -> list[Any]:
+        unfinished = self._cancel(list(self.cache.values()), info)
+        for sequence in list(self._sequences):
+            if not sequence.ready():
+                sequence._abandon(info)
+                unfinished.append(sequence)
+        return unfinished + self.engine.cancel_all(info)
 
     def fail(self, info: ExceptionInfo) -> None:
         """Let every task that waits, and any later, fail."""
