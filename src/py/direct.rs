@@ -2,7 +2,7 @@
 //! which costs as much again as what the quickest of them do.
 //!
 //! While one runs, PyO3 does not know that it is attached: what may drop a `Py` or raises an error
-//! goes through `Python::attach`.
+//! goes through [`attach`].
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, c_int, c_void};
@@ -59,8 +59,26 @@ pub unsafe fn property<'py>(
     }
 }
 
+/// Has PyO3 know that such a function is attached.
+///
+/// `Python::attach` refuses while the interpreter ends, when `__del__` methods of the program still
+/// run: what is dropped then is gone with the process.
+///
+/// # Safety
+/// The interpreter has called the function, and it has not returned.
+pub unsafe fn attach<R>(function: impl FnOnce(Python<'_>) -> R) -> R {
+    let mut result = None;
+    let mut function = Some(function);
+    let mut call = |py: Python<'_>| result = function.take().map(|function| function(py));
+    if Python::try_attach(&mut call).is_none() {
+        // SAFETY: as the caller says.
+        call(unsafe { Python::assume_attached() });
+    }
+    result.expect("it has been called once")
+}
+
 /// What such a function returns for an error, which the interpreter raises.
-pub fn raise(error: PyErr) -> *mut ffi::PyObject {
-    Python::attach(|py| error.restore(py));
+pub fn raise(py: Python<'_>, error: PyErr) -> *mut ffi::PyObject {
+    error.restore(py);
     std::ptr::null_mut()
 }

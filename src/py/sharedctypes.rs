@@ -141,13 +141,23 @@ unsafe fn guarded(slf: &*mut ffi::PyObject) -> &Guarded {
     }
 }
 
+/// Raises that the object has no parts.
+///
+/// # Safety
+/// As for [`direct::attach`].
+#[cold]
+unsafe fn missing() -> *mut ffi::PyObject {
+    // SAFETY: as the caller says.
+    unsafe { direct::attach(|py| direct::raise(py, late::missing("object"))) }
+}
+
 unsafe extern "C" fn get_obj(slf: *mut ffi::PyObject, _: *mut ffi::PyObject) -> *mut ffi::PyObject {
     // SAFETY: called by the interpreter as a method without arguments; the object is held by its
     // parts.
     unsafe {
         match guarded(&slf).parts.get() {
             Some(parts) => ffi::Py_NewRef(parts.obj.as_ptr()),
-            None => direct::raise(late::missing("object")),
+            None => missing(),
         }
     }
 }
@@ -160,7 +170,7 @@ unsafe extern "C" fn get_lock(
     unsafe {
         match guarded(&slf).parts.get() {
             Some(parts) => ffi::Py_NewRef(parts.lock.as_ptr()),
-            None => direct::raise(late::missing("object")),
+            None => missing(),
         }
     }
 }
@@ -168,29 +178,29 @@ unsafe extern "C" fn get_lock(
 /// An attribute, with the lock held.
 unsafe extern "C" fn get_field(slf: *mut ffi::PyObject, name: *mut c_void) -> *mut ffi::PyObject {
     let name: *mut ffi::PyObject = name.cast();
-    // SAFETY: called by the interpreter as a getter, with the closure of `property`.
-    let Some(parts) = (unsafe { guarded(&slf) }).parts.get() else {
-        return direct::raise(late::missing("object"));
-    };
-    if !parts.lock.try_acquire() {
-        return Python::attach(|py| {
-            // SAFETY: the closure is a string.
-            let name = unsafe { Bound::from_borrowed_ptr(py, name) };
-            let value = parts.with(py, |obj| obj.getattr(name.cast::<PyString>()?));
-            value.map_or_else(direct::raise, Bound::into_ptr)
-        });
+    // SAFETY: called by the interpreter as a getter, with the closure of `property`, which is a
+    // string; the caller holds `slf`, and with it the object.
+    unsafe {
+        let Some(parts) = guarded(&slf).parts.get() else {
+            return missing();
+        };
+        if !parts.lock.try_acquire() {
+            return direct::attach(|py| {
+                let name = Bound::from_borrowed_ptr(py, name);
+                let value = parts.with(py, |obj| obj.getattr(name.cast::<PyString>()?));
+                value.map_or_else(|error| direct::raise(py, error), Bound::into_ptr)
+            });
+        }
+        let value = ffi::PyObject_GetAttr(parts.obj.as_ptr(), name);
+        if parts.lock.try_release() {
+            return value;
+        }
+        direct::attach(|py| {
+            let value = Bound::from_owned_ptr_or_err(py, value);
+            let value = parts.lock.release(py).and(value);
+            value.map_or_else(|error| direct::raise(py, error), Bound::into_ptr)
+        })
     }
-    // SAFETY: the caller holds `slf`, and with it the object; the closure is a string.
-    let value = unsafe { ffi::PyObject_GetAttr(parts.obj.as_ptr(), name) };
-    if parts.lock.try_release() {
-        return value;
-    }
-    Python::attach(|py| {
-        // SAFETY: a new reference, or null with an exception set.
-        let value = unsafe { Bound::from_owned_ptr_or_err(py, value) };
-        let value = parts.lock.release(py).and(value);
-        value.map_or_else(direct::raise, Bound::into_ptr)
-    })
 }
 
 /// Sets an attribute with the lock held.
@@ -200,41 +210,41 @@ unsafe extern "C" fn set_field(
     name: *mut c_void,
 ) -> c_int {
     let name: *mut ffi::PyObject = name.cast();
-    let raise = |error| {
-        direct::raise(error);
-        -1
+    let end = |py: Python<'_>, done: PyResult<()>| match done {
+        Ok(()) => 0,
+        Err(error) => {
+            direct::raise(py, error);
+            -1
+        }
     };
-    // SAFETY: called by the interpreter as a setter, with the closure of `property`.
-    let Some(parts) = (unsafe { guarded(&slf) }).parts.get() else {
-        return raise(late::missing("object"));
-    };
-    if value.is_null() {
-        return raise(PyAttributeError::new_err("it cannot be deleted"));
-    }
-    if !parts.lock.try_acquire() {
-        return Python::attach(|py| {
-            // SAFETY: the closure is a string; the caller holds the value.
-            let (name, value) = unsafe {
-                let name = Bound::from_borrowed_ptr(py, name);
-                (name, Bound::from_borrowed_ptr(py, value))
-            };
-            let done = parts.with(py, |obj| obj.setattr(name.cast::<PyString>()?, value));
-            done.map_or_else(raise, |()| 0)
-        });
-    }
-    // SAFETY: the caller holds `slf`, and with it the object, and the value; the closure is a
-    // string.
-    let failed = unsafe { ffi::PyObject_SetAttr(parts.obj.as_ptr(), name, value) };
-    if parts.lock.try_release() {
-        return failed;
-    }
-    Python::attach(|py| {
-        let done = match PyErr::take(py) {
-            Some(error) => Err(error),
-            None => Ok(()),
+    // SAFETY: called by the interpreter as a setter, with the closure of `property`, which is a
+    // string; the caller holds `slf`, and with it the object, and the value.
+    unsafe {
+        let Some(parts) = guarded(&slf).parts.get() else {
+            missing();
+            return -1;
         };
-        parts.lock.release(py).and(done).map_or_else(raise, |()| 0)
-    })
+        if value.is_null() {
+            let error = PyAttributeError::new_err("it cannot be deleted");
+            return direct::attach(|py| end(py, Err(error)));
+        }
+        if !parts.lock.try_acquire() {
+            return direct::attach(|py| {
+                let name = Bound::from_borrowed_ptr(py, name);
+                let value = Bound::from_borrowed_ptr(py, value);
+                let done = parts.with(py, |obj| obj.setattr(name.cast::<PyString>()?, value));
+                end(py, done)
+            });
+        }
+        let failed = ffi::PyObject_SetAttr(parts.obj.as_ptr(), name, value);
+        if parts.lock.try_release() {
+            return failed;
+        }
+        direct::attach(|py| {
+            let done = PyErr::take(py).map_or(Ok(()), Err);
+            end(py, parts.lock.release(py).and(done))
+        })
+    }
 }
 
 /// A property of [`Guarded`] objects: the attribute `name` of what they guard, with the lock held.

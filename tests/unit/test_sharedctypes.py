@@ -9,10 +9,12 @@ import pickle
 import threading
 import tracemalloc
 import weakref
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
+from scripts import run_file
 
 import billiard
 from billiard import _core, heap, sharedctypes, synchronize
@@ -391,6 +393,44 @@ def test_a_context_calls_what_has_been_put_in_the_place_of_a_class(ctx: Any) -> 
             made = ctx.Value("i", 1) if name == "Synchronized" else getattr(ctx, name)(*args)
         assert made is other.return_value
         assert other.call_count == 1
+
+
+AT_EXIT = """
+import billiard, os
+from billiard.sharedctypes import Synchronized
+
+class Last:
+    def __init__(self):
+        lock = billiard.Lock()
+        value, empty = billiard.Value("i", 5, lock=lock), Synchronized.__new__(Synchronized)
+        self.write = os.write
+        self.calls = [
+            lambda: lock.acquire(True, 0.01),
+            lambda: lock.acquire(True, 0.01),
+            lock.release,
+            lock.release,
+            lambda: value.value,
+            lambda: delattr(value, "value"),
+            lambda: empty.value,
+            empty.get_obj,
+        ]
+
+    def __del__(self):
+        for call in self.calls:
+            try:
+                outcome = repr(call())
+            except BaseException as exc:
+                outcome = type(exc).__name__
+            self.write(1, outcome.encode() + b" ")
+
+last = Last()
+"""
+
+
+def test_locks_and_values_can_be_used_while_the_interpreter_ends(tmp_path: Path) -> None:
+    done = run_file(tmp_path, AT_EXIT)
+    expected = "True False None ValueError 5 AttributeError RuntimeError RuntimeError"
+    assert done.stdout.split() == expected.split()
 
 
 def test_nothing_is_left_of_what_is_dropped() -> None:

@@ -117,37 +117,29 @@ unsafe fn usual(
     count: usize,
     names: *mut ffi::PyObject,
 ) -> *mut ffi::PyObject {
-    Python::attach(|py| {
-        let value = |index: usize| {
-            // SAFETY: there are so many values, as the caller says.
-            unsafe { Bound::from_borrowed_ptr(py, *args.add(index)) }
-        };
-        let call = || {
-            // SAFETY: a live object, as the caller says.
-            let slf = unsafe { Bound::from_borrowed_ptr(py, slf) };
-            let values = std::iter::once(slf).chain((0..count).map(value));
-            let values = PyTuple::new(py, values.collect::<Vec<_>>())?;
-            let keywords = PyDict::new(py);
-            // SAFETY: a tuple or null, as the caller says.
-            if let Some(names) = unsafe { Bound::from_borrowed_ptr_or_opt(py, names) } {
-                for (index, name) in names.try_iter()?.enumerate() {
-                    keywords.set_item(name?, value(count + index))?;
+    // SAFETY: a live object, so many values, and a tuple or null, as the caller says.
+    unsafe {
+        direct::attach(|py| {
+            let value = |index: usize| Bound::from_borrowed_ptr(py, *args.add(index));
+            let call = || {
+                let slf = Bound::from_borrowed_ptr(py, slf);
+                let values = std::iter::once(slf).chain((0..count).map(value));
+                let values = PyTuple::new(py, values.collect::<Vec<_>>())?;
+                let keywords = PyDict::new(py);
+                if let Some(names) = Bound::from_borrowed_ptr_or_opt(py, names) {
+                    for (index, name) in names.try_iter()?.enumerate() {
+                        keywords.set_item(name?, value(count + index))?;
+                    }
                 }
-            }
-            let methods = USUAL.get(py).map(|methods| &methods[method]);
-            let Some(method) = methods else {
-                return Err(pyo3::exceptions::PySystemError::new_err("not installed"));
+                let methods = USUAL.get(py).map(|methods| &methods[method]);
+                let Some(method) = methods else {
+                    return Err(pyo3::exceptions::PySystemError::new_err("not installed"));
+                };
+                method.bind(py).call(values, Some(&keywords))
             };
-            method.bind(py).call(values, Some(&keywords))
-        };
-        match call() {
-            Ok(result) => result.into_ptr(),
-            Err(error) => {
-                error.restore(py);
-                std::ptr::null_mut()
-            }
-        }
-    })
+            call().map_or_else(|error| direct::raise(py, error), Bound::into_ptr)
+        })
+    }
 }
 
 unsafe extern "C" fn acquire(
