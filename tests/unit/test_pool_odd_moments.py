@@ -18,6 +18,7 @@ from pool_tasks import (
     Gate,
     die,
     eventually,
+    forever,
     initialize,
     initialized,
     leave,
@@ -59,6 +60,40 @@ def test_nobody_waits_for_a_slot_of_a_pool_that_ends(end: str) -> None:
             thread.join(PATIENCE)
             assert not thread.is_alive()
         assert errors
+
+
+def test_nobody_waits_for_a_slot_of_a_pool_that_has_failed() -> None:
+    def hook(worker: Any) -> None:
+        raise KeyError(worker.pid)
+
+    in_callback, leave_it, outcomes = threading.Event(), threading.Event(), []
+
+    def callback(_: Any) -> None:
+        in_callback.set()
+        leave_it.wait(PATIENCE)
+
+    def submit() -> None:
+        with pytest.raises((KeyError, Terminated)) as caught:
+            pool.apply_async(square, (3,)).get(PATIENCE)
+        outcomes.append(caught.value)
+
+    pool = fork.Pool(1, putlocks=True, on_process_down=hook)
+    try:
+        pool.apply_async(pid, callback=callback)
+        assert in_callback.wait(PATIENCE)
+        running = pool.apply_async(forever)
+        waiting = threading.Thread(target=submit, daemon=True)
+        waiting.start()
+        os.kill(pool._pool[0].pid, signal.SIGKILL)
+        with pytest.raises(KeyError):
+            running.get(PATIENCE)
+        leave_it.set()
+        waiting.join(PATIENCE)
+        assert outcomes
+    finally:
+        leave_it.set()
+        pool.terminate()
+        pool.join()
 
 
 class Interrupting:

@@ -190,6 +190,8 @@ class NativeDrive(Drive):
         self._kill_all_at = monotonic() + TERMINATE_GRACE
         self._end_workers()
         self._abandon(info)
+        if self.putlock is not None:
+            self.putlock.clear()
         if threading.current_thread() is self.handlers[1]:
             # It goes on in the one respect that all others depend on.
             while self.wait_for_change():
