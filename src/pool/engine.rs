@@ -126,5 +126,6 @@ impl Engine {
         }
         self.hub.bury(index);
         self.hub.announce_outcomes();
+        self.hub.tell_if_idle();
     }
 }

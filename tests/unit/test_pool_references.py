@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import warnings
 import weakref
 from pathlib import Path
 from typing import Any
 
-from pool_tasks import PATIENCE, Gate, descriptors, eventually, fail, pool_of, square, wait_for
+import pytest
+from pool_tasks import (
+    PATIENCE,
+    Gate,
+    descriptors,
+    eventually,
+    fail,
+    pool_of,
+    set_and_wait,
+    square,
+    wait_for,
+)
 
 import billiard
+from billiard.exceptions import WorkerLostError
 
 fork: Any = billiard.get_context("fork")
 counted: weakref.WeakSet[Counted] = weakref.WeakSet()
@@ -45,6 +59,22 @@ def test_a_pool_that_nobody_uses_is_collected_with_a_warning() -> None:
     assert category is ResourceWarning and "unclosed running" in str(message)
     worker.join(PATIENCE)
     assert worker.exitcode is not None
+
+
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+def test_a_pool_whose_last_task_was_lost_is_collected(tmp_path: Path) -> None:
+    pool, begun = fork.Pool(2), Gate(tmp_path)
+    lost = pool.apply_async(set_and_wait, (begun, Gate(tmp_path)), callback=str)
+    assert begun.wait()
+    # It keeps the pool as long as there are tasks.
+    assert pool.apply(square, (3,)) == 9
+    (pid,) = eventually(lost.worker_pids)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(WorkerLostError):
+        lost.get(PATIENCE)
+    gone = weakref.ref(pool)
+    del pool
+    eventually(lambda: gc.collect() is not None and gone() is None)
 
 
 def test_a_closed_pool_is_collected_without_a_warning() -> None:

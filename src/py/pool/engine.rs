@@ -472,6 +472,7 @@ impl PoolEngine {
     fn retire(&self, index: usize, even_if_busy: bool) -> PyResult<bool> {
         let hub = self.hub()?;
         hub.drain(); // whose outcome has come is not busy any more
+        self.let_go();
         Ok(hub.state().retire(index, even_if_busy))
     }
 
@@ -479,6 +480,7 @@ impl PoolEngine {
     fn is_busy(&self, index: usize) -> PyResult<bool> {
         let hub = self.hub()?;
         hub.drain();
+        self.let_go();
         Ok(hub.state().is_busy(index))
     }
 
