@@ -1,7 +1,8 @@
 //! Pools: under `billiard/_pool/native.py`.
 //!
 //! [`engine`] is the pool's side, [`result`] and [`sequence`] are what its callers hold, [`worker`] is
-//! the other side, [`calls`] encodes and decodes for both, [`messages`] tells the threads of the layer above.
+//! the other side, [`calls`] encodes and decodes for both, [`messages`] tells the threads of the layer
+//! above.
 
 mod calls;
 mod engine;

@@ -269,7 +269,8 @@ pub struct Taken {
 
 impl Taken {
     /// For the holder of `R_LOCK`, who has not moved on yet: memory for the message, so that it
-    /// stays where it is if there is none, or no file to read it from. `None` if the record makes no sense.
+    /// stays where it is if there is none, or no file to read it from. `None` if the record makes
+    /// no sense.
     pub fn new(py: Python<'_>, channel: &Arc<Channel>, record: &[u8]) -> PyResult<Option<Self>> {
         let Some(place) = Place::parse(record) else {
             return Ok(None);
