@@ -72,7 +72,7 @@ fuzz: ## Feed what decodes pickles, frames and rings with garbage, FUZZ_SECONDS 
 	$(FUZZ) build --sanitizer none
 	@for target in $$(cargo fuzz list); do \
 		echo "== $$target"; \
-		$(FUZZ) run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -print_final_stats=1 || exit 1; \
+		$(FUZZ) run --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 || exit 1; \
 	done
 
 .PHONY: bench
