@@ -642,10 +642,10 @@ def test_a_program_may_end_without_closing_its_pools() -> None:
 
 
 def test_workers_that_ignore_terminate_are_killed(tmp_path: Path) -> None:
-    from billiard._pool import native
+    from billiard._pool import supervision
 
     begun = Gate(tmp_path)
-    with patch.object(native, "TERMINATE_GRACE", 0.5):
+    with patch.object(supervision, "TERMINATE_GRACE", 0.5):
         pool = fork.Pool(1)
         pool.apply_async(ignore_terminate, (begun,))
         assert begun.wait()

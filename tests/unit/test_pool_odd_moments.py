@@ -30,7 +30,7 @@ from pool_tasks import (
 )
 
 import billiard
-from billiard._pool.native import STILLBORN_LIMIT, NativeDrive
+from billiard._pool.supervision import STILLBORN_LIMIT, Supervision
 from billiard.exceptions import Terminated, WorkerLostError
 from billiard.pool import Pool, ThreadPool
 
@@ -244,9 +244,9 @@ def test_a_hook_that_fails_for_every_worker_keeps_no_pool_from_ending(end: str) 
 
 
 def test_workers_that_could_be_made_are_started_although_the_next_could_not() -> None:
-    queues, calls = NativeDrive.queues, []
+    queues, calls = Supervision.queues, []
 
-    def out_of_descriptors(self: NativeDrive) -> Any:
+    def out_of_descriptors(self: Supervision) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
@@ -254,7 +254,7 @@ def test_workers_that_could_be_made_are_started_although_the_next_could_not() ->
 
     with pool_of(fork, 1) as pool:
         pool.apply(pid)
-        with patch.object(NativeDrive, "queues", out_of_descriptors):
+        with patch.object(Supervision, "queues", out_of_descriptors):
             pool.grow(4)
             eventually(lambda: len(pool._drive.members) == 5)
         assert len({worker.pid for worker in pool._pool}) == 5
@@ -263,9 +263,9 @@ def test_workers_that_could_be_made_are_started_although_the_next_could_not() ->
 
 
 def test_one_worker_that_cannot_be_watched_is_started_again_and_the_others_are_not() -> None:
-    attach, calls = NativeDrive._take_in, []
+    attach, calls = Supervision._take_in, []
 
-    def unwatched(self: NativeDrive, worker: Any) -> None:
+    def unwatched(self: Supervision, worker: Any) -> None:
         calls.append(worker)
         if len(calls) == 1:
             worker._popen._send_signal(signal.SIGKILL)
@@ -277,7 +277,7 @@ def test_one_worker_that_cannot_be_watched_is_started_again_and_the_others_are_n
 
     with pool_of(fork, 1) as pool:
         pool.apply(pid)
-        with patch.object(NativeDrive, "_take_in", unwatched):
+        with patch.object(Supervision, "_take_in", unwatched):
             pool.grow(3)
             eventually(lambda: len(pool._poolctrl) == 4)
         assert sorted(pool._poolctrl) == sorted(worker.pid for worker in pool._pool)
@@ -327,7 +327,7 @@ def test_a_pool_with_workers_recovers_when_the_initializer_works_again(tmp_path:
         eventually(lambda: ready(pool) == 2)
         down.touch()
         os.kill(pool._pool[0].pid, signal.SIGKILL)
-        eventually(lambda: pool._drive._stillborn > STILLBORN_LIMIT)
+        eventually(lambda: pool._drive.starts.stillborn > STILLBORN_LIMIT)
         assert pool.apply(square, (3,)) == 9
         down.unlink()
         eventually(lambda: ready(pool) == 2)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import billiard
-from billiard._pool import native
+from billiard._pool import supervision
 
 
 def die_until(deaths: Any, wanted: int, how: str) -> None:
@@ -56,7 +56,7 @@ def test_stopped_workers_do_not_hold_up_terminate(ctx: Any) -> None:
     started = time.monotonic()
     pool.terminate()
     pool.join()
-    assert time.monotonic() - started < native.TERMINATE_GRACE
+    assert time.monotonic() - started < supervision.TERMINATE_GRACE
     assert not any(process.is_alive() for process in processes)
 
 
@@ -120,7 +120,7 @@ def test_a_worker_whose_task_swallows_sigterm_ends_after_the_task(ctx: Any) -> N
     started = time.monotonic()
     pool.terminate()
     pool.join()
-    assert time.monotonic() - started < native.TERMINATE_GRACE
+    assert time.monotonic() - started < supervision.TERMINATE_GRACE
     manager.shutdown()
 
 

@@ -12,6 +12,7 @@ gets to a worker, how a result comes back, how a death or a deadline is noticed.
       Drive                      drive.py      the seam; everything under it can be exchanged
         ├── PassiveDrive         drive.py      threads=False: Celery's AsynPool overrides the hooks
         ├── NativeDrive          native.py     threads=True: the engine, which is in Rust
+        │     ├── Supervision    supervision.py its workers: start, watch, replace, end
         │     └── Lane           lane.py       a worker's end of it
         └── ThreadPoolDrive      threadpool.py workers that are threads
       Worker                     worker.py     what runs in the child; wire.py pickles for it
