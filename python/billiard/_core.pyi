@@ -675,7 +675,7 @@ class Barrier:
     def broken(self) -> bool:
         """Whether it is broken."""
 
-# ---- pools: under _pool/native.py ----
+# ---- pools: under _pool/native.py and supervision.py ----
 
 @final
 class PoolEngine:

@@ -1,4 +1,4 @@
-//! Pools: under `billiard/_pool/native.py`.
+//! Pools: under `billiard/_pool/native.py` and `supervision.py`.
 //!
 //! [`engine`] is the pool's side, [`result`] and [`sequence`] are what its callers hold, [`worker`] is
 //! the other side, [`calls`] encodes and decodes for both, [`messages`] tells the threads of the layer
