@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -22,12 +23,15 @@ from billiard import _core, resource_tracker
 
 START_METHODS = ("fork", "spawn", "forkserver")
 #: seconds that leftovers get to disappear by themselves (threads that are ending, zombies)
-SETTLE = 5.0
+SETTLE = 30.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A temporary directory of this run's own, for every child too: what is left in it is ours."""
+    """What children inherit: a temporary directory (what is left in it is ours), and signals."""
     tempfile.tempdir = os.environ["TMPDIR"] = tempfile.mkdtemp(prefix="billiard-tests-")
+    # A shell's background jobs ignore these, and so would all children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

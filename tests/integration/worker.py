@@ -178,7 +178,7 @@ class Worker:
         except subprocess.TimeoutExpired:
             return None
         finally:
-            left = end_session(self.process.pid, patience=5.0)
+            left = end_session(self.process.pid, patience=60.0)
             self.process.wait()
             if left:
                 pytest.fail(f"killed {left}, which the worker left:\n{self.log_tail()}")

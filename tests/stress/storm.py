@@ -267,13 +267,19 @@ ALL: tuple[Job, ...] = (*SMALL, *LARGE, strange_results)
 
 
 def use(pool: Any, tally: Tally, seconds: float, kinds: Iterable[Job] = ALL) -> None:
-    """Use a pool from several threads, for so long, and wait for all that was begun."""
-    end, kinds = time.monotonic() + seconds, list(kinds)
+    """Use a pool from several threads, for so long, and wait for all that was begun.
+
+    Longer on a machine that is so slow that nothing has succeeded.
+    """
+    begin, kinds = time.monotonic(), list(kinds)
     failures: list[BaseException] = []
 
     def client(dice: random.Random) -> None:
         try:
-            while time.monotonic() < end and not tally.wrong:
+            while not tally.wrong:
+                elapsed = time.monotonic() - begin
+                if elapsed > (seconds if tally.right else seconds + PATIENCE):
+                    break
                 dice.choice(kinds)(pool, dice, tally)
         except BaseException as exc:
             failures.append(exc)

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import array
 import errno
-import fcntl
 import gc
 import os
 import resource
 import socket
 import struct
 import sys
-import termios
 import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
-from connection_helpers import raw_write, running
+from connection_helpers import raw_write, running, unread
 
 import billiard
 from billiard import _core, resource_sharer
@@ -451,13 +449,6 @@ def test_address_of_buffer() -> None:
     assert _core.address_of_buffer(memory) == (ctypes.addressof(memory), 12)
     with pytest.raises(TypeError):
         _core.address_of_buffer(b"read-only")
-
-
-def unread(end: Connection) -> int:
-    """Bytes that wait to be received."""
-    number = bytearray(4)
-    fcntl.ioctl(end.fileno(), termios.FIONREAD, number)
-    return int.from_bytes(number, sys.byteorder)
 
 
 def asleep(thread_id: int) -> bool:

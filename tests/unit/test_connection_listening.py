@@ -168,6 +168,7 @@ def test_a_peer_that_does_not_finish_the_handshake_is_dropped(
 
 def test_a_client_waits_for_a_listener_that_is_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = 0.2
+    patient = connection.CONNECTION_TIMEOUT
     monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", seconds)
     with Listener(authkey=KEY) as listener:
         connected = threading.Event()
@@ -178,8 +179,10 @@ def test_a_client_waits_for_a_listener_that_is_busy(monkeypatch: pytest.MonkeyPa
 
         with running(client):
             assert not connected.wait(2 * seconds)  # what the program does before it accepts
+            monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", patient)
             listener.accept().close()
         assert connected.is_set()
+        monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", seconds)
         with pytest.raises(billiard.AuthenticationError, match="did not finish"):
             Client(listener.address, authkey=KEY, patient=False)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from connection_helpers import raw_write, running
+from connection_helpers import interrupted_once, raw_write, running
 
 from billiard import connection
 from billiard.connection import Connection, Pipe, wait
@@ -126,7 +126,7 @@ def test_setblocking_changes_the_descriptor(ends: Any) -> None:
     with pytest.raises(BlockingIOError):
         reader.recv()
     reader.setblocking(True)
-    with alarm(0.05), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), alarm(0.05):
         reader.recv()
 
 
@@ -138,7 +138,7 @@ def test_interrupted_receive_loses_nothing(ends: Any) -> None:
     wire = struct.pack("!i", 6) + b"abcdef"
     for part in (wire[:2], wire[2:7]):
         raw_write(writer, part)
-        with alarm(0.05), pytest.raises(Interrupted):
+        with pytest.raises(Interrupted), alarm(0.05):
             reader.recv_bytes()
     raw_write(writer, wire[7:])
     assert reader.recv_bytes() == b"abcdef"
@@ -150,7 +150,7 @@ def test_interrupted_receive_of_a_big_object_goes_on_in_any_way(ends: Any, recei
     body = pickle.dumps(b"x" * 100_000)
     wire = struct.pack("!i", len(body)) + body
     raw_write(writer, wire[:50_000])
-    with alarm(0.05), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), alarm(0.05):
         reader.recv()
     with running(raw_write, writer, wire[50_000:]):
         if receive == "recv":
@@ -166,7 +166,7 @@ def test_interrupted_receive_of_a_big_object_goes_on_in_any_way(ends: Any, recei
 def test_interrupted_send_keeps_message_boundaries(ends: Any) -> None:
     reader, writer = ends
     big = os.urandom(1 << 20)
-    with alarm(0.05), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), alarm(60), interrupted_once(reader):
         writer.send_bytes(big)
     received: list[bytes] = []
     with running(lambda: received.extend(reader.recv_bytes() for _ in range(2))):
@@ -180,7 +180,7 @@ def test_handlers_that_return_do_not_end_a_wait(ends: Any) -> None:
         start = time.monotonic()
         assert not reader.poll(0.3)
         assert wait([reader], 0.3) == []
-        assert 0.6 <= time.monotonic() - start < 5
+        assert 0.6 <= time.monotonic() - start < 30
     assert len(arrived) >= 2
     timer = threading.Timer(0.3, writer.send, ("late",))
     timer.start()
@@ -208,7 +208,7 @@ def test_poll_is_precise_and_refuses_what_is_no_time(ends: Any) -> None:
     reader, _ = ends
     start = time.monotonic()
     assert not reader.poll(0.0105)
-    assert 0.0105 <= time.monotonic() - start < 5
+    assert 0.0105 <= time.monotonic() - start < 30
     for timeout, error in ((float("nan"), ValueError), (1e30, OverflowError), ("1", TypeError)):
         with pytest.raises(error):
             reader.poll(timeout)

@@ -28,7 +28,7 @@ def test_process_runs_its_target_and_has_an_exit_code() -> None:
     gate = threading.Event()
 
     def work(a: int, b: int) -> None:
-        gate.wait(10)
+        gate.wait(60)
         seen.append((a, b, dummy.current_process()))
 
     process = dummy.Process(target=work, args=(1,), kwargs={"b": 2}, name="worker")
@@ -37,7 +37,7 @@ def test_process_runs_its_target_and_has_an_exit_code() -> None:
     assert process.exitcode is None
     assert process in dummy.active_children()
     gate.set()
-    process.join(10)
+    process.join(60)
     assert seen == [(1, 2, process)]
     assert process.exitcode == 0
     assert process not in dummy.active_children()
@@ -90,7 +90,7 @@ def test_condition_wakes_its_waiters(name: str) -> None:
     def wait() -> None:
         with condition:
             ready.release()
-            condition.wait(10)
+            condition.wait(60)
 
     threads = [dummy.Process(target=wait) for _ in range(3)]
     for thread in threads:
@@ -102,7 +102,7 @@ def test_condition_wakes_its_waiters(name: str) -> None:
         else:
             condition.notify_all()
     for thread in threads:
-        thread.join(10)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -110,7 +110,7 @@ def test_barrier_and_the_other_primitives_are_there() -> None:
     barrier = dummy.Barrier(2)
     other = dummy.Process(target=barrier.wait, args=(10,))
     other.start()
-    assert barrier.wait(10) in (0, 1)
+    assert barrier.wait(60) in (0, 1)
     other.join()
     for name in dummy.__all__:
         assert getattr(dummy, name) is not None
@@ -158,7 +158,7 @@ def test_poll_waits_for_as_long_as_told() -> None:
     sender = threading.Timer(0.02, a.send, (1,))
     sender.start()
     assert b.poll(None)
-    assert b.poll(10)
+    assert b.poll(60)
     sender.join()
 
 

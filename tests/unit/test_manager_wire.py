@@ -156,7 +156,7 @@ def test_our_clients_use_cpython_s_manager(cpython: str) -> None:
         gc.collect()
         assert manager._number_of_objects() == 0, manager._debug_info()
         manager._request("shutdown")
-        assert server.wait(20) == 0
+        assert server.wait(60) == 0
 
 
 def use(manager: Any) -> None:

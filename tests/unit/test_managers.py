@@ -88,9 +88,9 @@ def test_synchronization_primitives(manager: Manager) -> None:
     assert event.wait() and event.is_set()
     event.clear()
     barrier = manager.Barrier(2)
-    other = threading.Thread(target=barrier.wait, args=(10,))
+    other = threading.Thread(target=barrier.wait, args=(60,))
     other.start()
-    barrier.wait(10)
+    barrier.wait(60)
     other.join()
     assert (barrier.parties, barrier.n_waiting, barrier.broken) == (2, 0, False)
     barrier.abort()
@@ -109,7 +109,7 @@ def test_synchronization_primitives(manager: Manager) -> None:
         assert not condition.wait_for(lambda: state, 0.01)
         other = threading.Thread(target=change)
         other.start()
-        assert condition.wait_for(lambda: state, 10) == [1]
+        assert condition.wait_for(lambda: state, 60) == [1]
     other.join()
 
 

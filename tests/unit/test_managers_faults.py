@@ -181,7 +181,7 @@ def test_request_that_was_interrupted_does_not_confuse_the_next(
     def interrupt() -> None:
         raise kind
 
-    with soon(interrupt), pytest.raises(kind):
+    with pytest.raises(kind), soon(interrupt):
         event.wait(30)
     assert numbers[:] == [1, 2]
     event.set()

@@ -18,6 +18,8 @@ import billiard
 from billiard import managers
 from billiard.managers import BaseManager, RemoteError, SyncManager
 
+#: seconds after which something that should happen will not
+PATIENCE = 60
 ROOT = Path(billiard.__file__).parents[1]
 
 
@@ -34,7 +36,8 @@ def alive(pid: int, seconds: float) -> bool:
 
 
 def test_manager_starts_and_shuts_down_leaving_nothing(ctx: Any) -> None:
-    manager = ctx.Manager()
+    manager = SyncManager(ctx=ctx, shutdown_timeout=PATIENCE)
+    manager.start()
     shared = manager.dict(a=1)
     directory = os.path.dirname(manager.address)
     assert os.stat(directory).st_mode & 0o777 == 0o700
@@ -149,11 +152,13 @@ def hang_on_shutdown() -> None:
 
 
 @pytest.mark.parametrize(
-    ("initializer", "code"),
-    [(hang_on_shutdown, -signal.SIGTERM), (ignore_sigterm_and_hang, -signal.SIGKILL)],
+    ("initializer", "code", "timeout"),
+    [(hang_on_shutdown, -signal.SIGTERM, 1), (ignore_sigterm_and_hang, -signal.SIGKILL, 0.1)],
 )
-def test_server_that_does_not_end_is_killed_and_tidied_up(initializer: Any, code: int) -> None:
-    manager = SyncManager(shutdown_timeout=0.1)
+def test_server_that_does_not_end_is_killed_and_tidied_up(
+    initializer: Any, code: int, timeout: float
+) -> None:
+    manager = SyncManager(shutdown_timeout=timeout)
     manager.start(initializer)
     manager.shutdown()
     assert manager._process.exitcode == code
@@ -183,11 +188,16 @@ def test_death_of_the_parent_ends_the_server(ctx: Any) -> None:
         parent.kill()
         parent.wait()
         try:
-            assert not alive(int(pid), 20)
+            assert not alive(int(pid), PATIENCE)
         except AssertionError:
             os.kill(int(pid), signal.SIGKILL)
             raise
         assert not os.path.exists(os.path.dirname(address))
+
+
+def send_and_wait(pid: int, signum: int) -> None:
+    os.kill(pid, signum)
+    signal.pause()
 
 
 def test_start_that_is_interrupted_leaves_no_server(ctx: Any) -> None:
@@ -197,11 +207,9 @@ def test_start_that_is_interrupted_leaves_no_server(ctx: Any) -> None:
     manager = Manager(ctx=ctx)
     old = signal.signal(signal.SIGALRM, interrupt)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
         with pytest.raises(billiard.SoftTimeLimitExceeded):
-            manager.start(signal.pause)
+            manager.start(send_and_wait, (os.getpid(), signal.SIGALRM))
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, old)
     assert manager._process.exitcode == -signal.SIGKILL
     with manager:  # it can be started again
@@ -217,7 +225,7 @@ def serve_after_the_end() -> None:
 def test_server_whose_parent_dies_before_it_serves_ends(ctx: Any) -> None:
     server = ctx.Process(target=serve_after_the_end, daemon=True)
     server.start()
-    server.join(20)
+    server.join(PATIENCE)
     try:
         assert server.exitcode == 0
     finally:
@@ -256,4 +264,4 @@ def test_program_that_is_a_server_serves_the_children_of_others(ctx: Any) -> Non
         del counter, table, done
         gc.collect()
         manager._request("shutdown")
-        assert server.wait(20) == 0
+        assert server.wait(PATIENCE) == 0

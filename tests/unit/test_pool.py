@@ -428,18 +428,13 @@ def test_a_discarded_job_is_forgotten(pool: Any, tmp_path: Path) -> None:
 def test_long_and_short_lives(ctx: Any) -> None:
     pool = ctx.Pool(4)
     assert pool.map(square, range(4), 1) == [0, 1, 4, 9]
-    # all of them have started
-    eventually(lambda: len({*pool.map(pid, range(8), 1)}) == 4)
-    began = time.monotonic()
+    eventually(lambda: all(worker.inq.shared.is_up for worker in pool._pool))
     pool.close()
     pool.join()
-    # 4.3.2 takes a second.
-    assert time.monotonic() - began < 0.5
     assert not pool._pool
     with pool_of(ctx, 1) as other:
         running = other.apply_async(forever)
         eventually(running.accepted)
-        began = time.monotonic()
         other.terminate()
         other.join()
-        assert time.monotonic() - began < 2
+        assert not other._pool

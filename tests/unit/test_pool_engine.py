@@ -64,12 +64,12 @@ def _is_collected(pool_of: Any) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)
         del pool
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while known() is not None and time.monotonic() < deadline:
             gc.collect()
             time.sleep(0.005)
     for thread in threads:
-        thread.stop(10)
+        thread.stop(60)
     del result
     return known() is None
 

@@ -64,16 +64,24 @@ def test_what_is_raised_while_a_result_waits_for_room_costs_that_result_alone(
         worker = int(parent.stdout.readline())
         parent.send_signal(signal.SIGSTOP)
         begun.with_name("begun.go").touch()
-        eventually(lambda: begun.exists() and is_still(begun))
+        eventually(lambda: begun.exists() and is_asleep(worker))
         assert begun.stat().st_size < 30, "there was room for all"
+        before = sleeps(worker)
         os.kill(worker, signal.SIGWINCH)
-        eventually(lambda: is_still(begun))
+        eventually(lambda: sleeps(worker) != before and is_asleep(worker))
         parent.send_signal(signal.SIGCONT)
         assert parent.stdout.readline().split() == ["1", "True"]
         assert parent.wait(PATIENCE) == 0
 
 
-def is_still(path: Path) -> bool:
-    size = path.stat().st_size
+def sleeps(pid: int) -> str:
+    """How often a process has fallen asleep, which changes when it does something."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return "".join(line for line in status.splitlines() if line.startswith(("State", "voluntary")))
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process sleeps until something happens."""
+    before = sleeps(pid)
     time.sleep(0.3)
-    return path.stat().st_size == size
+    return "sleeping" in before and sleeps(pid) == before

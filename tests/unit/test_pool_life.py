@@ -81,6 +81,7 @@ def test_hooks_see_workers_come_and_go() -> None:
         with pytest.raises(WorkerLostError):
             pool.apply(die)
         assert pool.apply(square, (3,)) == 9
+        eventually(lambda: len(up) == 2)  # told after the start
         assert up == [first, pool._pool[0]] and down == [first]
         assert first.exitcode == -signal.SIGKILL
         assert first.name.startswith("ForkPoolWorker-") and first.daemon
@@ -281,7 +282,7 @@ def test_a_pool_of_threads_does_what_a_pool_does(threads: Any) -> None:
     with pytest.raises(LookupError) as caught:
         threads.apply(fail, (1,))
     assert caught.value.args == (1,)
-    assert not threads._cache
+    eventually(lambda: not threads._cache)
 
 
 def test_an_error_in_a_thread_is_told_without_its_wrapper(threads: Any) -> None:

@@ -40,9 +40,9 @@ fork: Any = billiard.get_context("fork")
 
 
 @pytest.mark.parametrize("end", ["close", "terminate"])
-def test_nobody_waits_for_a_slot_of_a_pool_that_ends(end: str) -> None:
+def test_nobody_waits_for_a_slot_of_a_pool_that_ends(end: str, tmp_path: Path) -> None:
     with pool_of(fork, 1, putlocks=True) as pool:
-        pool.apply_async(nap, (1,))
+        pool.apply_async(wait_for, (Gate(tmp_path),))
         errors = []
 
         def submit() -> None:

@@ -118,6 +118,20 @@ def test_results_errors_and_lost_workers(make_pool: Any) -> None:
     assert last.get() == 25
 
 
+def test_a_job_is_lost_although_its_worker_was_reaped_before_the_ack_was_read(
+    make_pool: Any,
+) -> None:
+    pool = make_pool(1, lost_worker_timeout=0.1)
+    worker = pool._pool[0]
+    lost = pool.apply_async(die)
+    assert wait([worker.sentinel], PATIENCE)
+    pool.maintain_pool()
+    assert worker not in pool._pool and not lost.accepted()
+    drive_until(pool, lost.ready)
+    with pytest.raises(WorkerLostError):
+        lost.get()
+
+
 def test_what_does_not_arrive_fails_its_own_job(make_pool: Any) -> None:
     pool = make_pool(1)
     worker = pool._pool[0].pid
@@ -145,16 +159,18 @@ def test_a_task_that_cannot_be_read_fails_when_it_is_run(make_pool: Any) -> None
 def test_limits(make_pool: Any) -> None:
     pool = make_pool(1, enable_timeouts=True)
     log: list[Any] = []
+    first = pool.apply_async(pid)  # the worker is up, and has imported what tasks need
+    drive_until(pool, first.ready)
     soft = pool.apply_async(
         nap,
         (PATIENCE,),
-        soft_timeout=0.1,
+        soft_timeout=1,
         timeout_callback=lambda **kwargs: log.append(kwargs),
     )
     drive_until(pool, soft.ready)
     with pytest.raises(SoftTimeLimitExceeded):
         soft.get()
-    assert log == [{"soft": True, "timeout": 0.1}]
+    assert log == [{"soft": True, "timeout": 1}]
     worker = pool._pool[0]
     hard = pool.apply_async(nap, (PATIENCE,), timeout=0.1)
     drive_until(pool, hard.ready)

@@ -8,12 +8,18 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
+from pool_tasks import Gate
 
 import billiard
 from billiard._pool import supervision
+
+#: a grace, in seconds, that is far from over when workers end by themselves
+NO_KILL = 30
 
 
 def die_until(deaths: Any, wanted: int, how: str) -> None:
@@ -39,10 +45,13 @@ def test_workers_killed_before_they_are_ready_are_replaced(ctx: Any) -> None:
 def test_a_pool_whose_workers_never_get_ready_gives_up(how: str) -> None:
     context = billiard.get_context("fork")
     deaths = context.Value("i", 0)
-    with context.Pool(2, die_until, (deaths, 1 << 20, how)) as pool:
+    with (
+        patch.object(supervision, "SLAIN_LIMIT", 10),
+        context.Pool(2, die_until, (deaths, 1 << 20, how)) as pool,
+    ):
         with pytest.raises(LookupError if how == "raise" else billiard.WorkerLostError):
             pool.apply_async(abs, (-1,)).get(60)
-        assert deaths.value < 200
+        assert deaths.value < 20
     pool.join()
 
 
@@ -53,10 +62,11 @@ def test_stopped_workers_do_not_hold_up_terminate(ctx: Any) -> None:
     processes = list(pool._pool)
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
-    started = time.monotonic()
-    pool.terminate()
-    pool.join()
-    assert time.monotonic() - started < supervision.TERMINATE_GRACE
+    with patch.object(supervision, "TERMINATE_GRACE", NO_KILL):
+        started = time.monotonic()
+        pool.terminate()
+        pool.join()
+        assert time.monotonic() - started < NO_KILL / 2
     assert not any(process.is_alive() for process in processes)
 
 
@@ -79,9 +89,9 @@ def test_exit_status_of_a_worker_whose_task_exits(
         assert capfd.readouterr().err.splitlines().count("text") == 1
 
 
-def swallow_the_end(started: Any) -> int:
+def swallow_the_end(begun: Gate) -> int:
     """A task that neither ends at SIGTERM nor says so."""
-    started.set()
+    begun.set()
     with contextlib.suppress(SystemExit):
         time.sleep(60)
     return 1
@@ -111,17 +121,16 @@ def die_now() -> int:
 
 
 @pytest.mark.timeout(60)
-def test_a_worker_whose_task_swallows_sigterm_ends_after_the_task(ctx: Any) -> None:
-    manager = ctx.Manager()
-    event = manager.Event()
+def test_a_worker_whose_task_swallows_sigterm_ends_after_the_task(ctx: Any, tmp_path: Path) -> None:
+    begun = Gate(tmp_path)
     pool = ctx.Pool(1)
-    pool.apply_async(swallow_the_end, (event,))
-    assert event.wait(30)
-    started = time.monotonic()
-    pool.terminate()
-    pool.join()
-    assert time.monotonic() - started < supervision.TERMINATE_GRACE
-    manager.shutdown()
+    pool.apply_async(swallow_the_end, (begun,))
+    assert begun.wait()
+    with patch.object(supervision, "TERMINATE_GRACE", NO_KILL):
+        started = time.monotonic()
+        pool.terminate()
+        pool.join()
+        assert time.monotonic() - started < NO_KILL / 2
 
 
 @pytest.mark.parametrize("death", [swallow_a_sigterm, die_now])

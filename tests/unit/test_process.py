@@ -382,8 +382,8 @@ def stop(*_: object) -> None:
 
 def test_a_signal_handler_may_end_the_wait(ctx: Any) -> None:
     with staying(ctx) as child, handler(signal.SIGALRM, stop):
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(Stop):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             child.join()
         assert child.is_alive()
 

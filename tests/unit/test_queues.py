@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from connection_helpers import interrupted_once
 
 import billiard
 from billiard import queues
@@ -113,7 +114,7 @@ def test_empty_queue_raises_empty_in_time(q: Any) -> None:
     start = time.monotonic()
     with pytest.raises(queue.Empty):
         q.get(timeout=0.2)
-    assert 0.2 <= time.monotonic() - start < 5
+    assert 0.2 <= time.monotonic() - start < 30
 
 
 def test_full_queue_raises_full_in_time(kind: str) -> None:
@@ -128,7 +129,7 @@ def test_full_queue_raises_full_in_time(kind: str) -> None:
         start = time.monotonic()
         with pytest.raises(queue.Full):
             q.put(3, timeout=0.2)
-        assert 0.2 <= time.monotonic() - start < 5
+        assert 0.2 <= time.monotonic() - start < 30
         assert q.get(timeout=10) == 1
         q.put(3)
         assert [q.get(timeout=10), q.get(timeout=10)] == [2, 3]
@@ -531,8 +532,7 @@ def put_in_a_handler(q: Any) -> None:
         q.put("from the handler")
 
     signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.1)
-    with pytest.raises(RuntimeError, match="signal handler"):
+    with pytest.raises(RuntimeError, match="signal handler"), interrupted_once(q._reader):
         q.put(bytes(1_000_000))
 
 
@@ -603,8 +603,8 @@ def test_interrupted_get_loses_nothing(q: Any) -> None:
 
     old = signal.signal(signal.SIGALRM, handler)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
         with pytest.raises(Interrupted):
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
             q.get()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

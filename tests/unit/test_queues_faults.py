@@ -181,6 +181,10 @@ def is_stopped(process: Any) -> bool:
     return status.rsplit(")", 1)[1].split()[0] == "T"
 
 
+#: how often it is tried whether another thread runs: a busy machine may be slow to let it
+LOOKS = 20
+
+
 @pytest.fixture
 def ticking() -> Iterator[list[int]]:
     """Counts how often another thread runs. None is forced to make way for another."""
@@ -209,10 +213,15 @@ def test_who_waits_for_a_lock_in_order_to_count_lets_other_threads_run(
     child = start(ctx, stop_with_lock, q)
     eventually(lambda: is_stopped(child))
     before = ticking[0]
-    assert q.qsize() == count
-    assert ticking[0] > before
-    os.kill(child.pid, signal.SIGCONT)
-    join(child)
+    try:
+        for _ in range(LOOKS):
+            assert q.qsize() == count
+            if ticking[0] > before:
+                break
+        assert ticking[0] > before
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        join(child)
     for _ in range(count):
         q.get(timeout=LONG)
     close(q)
@@ -226,11 +235,16 @@ def test_who_finds_a_watched_queue_empty_lets_other_threads_run(
     child = start(ctx, stop_with_lock, q)
     eventually(lambda: is_stopped(child))
     before = ticking[0]
-    with pytest.raises(Empty):
-        q.get_nowait()
-    assert ticking[0] > before
-    os.kill(child.pid, signal.SIGCONT)
-    join(child)
+    try:
+        for _ in range(LOOKS):
+            with pytest.raises(Empty):
+                q.get_nowait()
+            if ticking[0] > before:
+                break
+        assert ticking[0] > before
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        join(child)
     close(q)
 
 
@@ -299,7 +313,7 @@ def test_process_killed_inside_the_ring_holds_up_nobody(ctx: Any, name: str) -> 
     started = time.monotonic()
     q.put(1)
     assert q.get() == 1
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < LONG
     close(q)
 
 

@@ -372,7 +372,7 @@ def shared() -> Iterator[Any]:
 def test_a_process_that_stops_before_it_has_asked_holds_up_nobody(
     shared: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", 0.2)
+    monkeypatch.setattr(connection, "CONNECTION_TIMEOUT", 1.0)
     address, _ = shared._id
     with connection.Client(address, authkey=billiard.current_process().authkey):
         os.close(shared.detach())

@@ -67,7 +67,7 @@ def test_a_timeout_is_kept(lock: Any) -> None:
     thread.join()
     [(got, took)] = results
     assert not got
-    assert 0.1 <= took < 5
+    assert 0.1 <= took < LONG
     lock.release()
 
 
@@ -233,7 +233,7 @@ def test_a_handler_runs_while_it_is_waited_for_and_the_wait_goes_on(lock: Any) -
 def test_a_handler_that_raises_ends_the_wait() -> None:
     lock = billiard.Lock()
     lock.acquire()
-    with alarm(interrupt), pytest.raises(Interrupt):
+    with pytest.raises(Interrupt), alarm(interrupt):
         lock.acquire()
     lock.release()
     assert lock.acquire(False)
@@ -338,7 +338,7 @@ def test_who_finds_the_owner_dead_is_told_and_owns_the_lock(ctx: Any) -> None:
     start = time.monotonic()
     with pytest.raises(OwnerDiedError, match=str(process.pid)):
         lock.acquire()
-    assert time.monotonic() - start < 1
+    assert time.monotonic() - start < LONG
     assert lock._is_mine()
     assert lock._count() == 1
     lock.release()

@@ -159,7 +159,7 @@ def test_what_is_no_lock_is_an_error_at_once(bad: object) -> None:
 def test_a_handler_that_raises_ends_the_wait_with_the_lock_held() -> None:
     condition = billiard.Condition()
     with condition:
-        with alarm(interrupt), pytest.raises(Interrupt):
+        with pytest.raises(Interrupt), alarm(interrupt):
             condition.wait()
         assert condition._lock._is_mine()
     assert repr(condition) == "<Condition(<RLock(None, 0)>, 0)>"

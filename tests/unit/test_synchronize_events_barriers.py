@@ -158,7 +158,7 @@ def test_a_barrier_s_default_timeout_is_used() -> None:
 
 def test_who_is_interrupted_is_not_counted() -> None:
     barrier = billiard.Barrier(2)
-    with alarm(interrupt), pytest.raises(Interrupt):
+    with pytest.raises(Interrupt), alarm(interrupt):
         barrier.wait()
     assert (barrier.n_waiting, barrier.broken) == (0, False)
 
