@@ -255,7 +255,7 @@ class PassiveDrive(Drive):
             pool.process_flush_queues(worker)
             del pool._pool[i]
             pool._forget_worker(worker)
-        if gone:
+        if gone or self._was_acked_late():
             self._see_to_jobs(gone, exitcodes)
             for worker in gone.values():
                 if pool.on_process_down:
@@ -271,6 +271,14 @@ class PassiveDrive(Drive):
                 since, exitcode = job._worker_lost
                 if monotonic() - since > job._lost_worker_timeout:
                     self.pool.mark_as_worker_lost(job, exitcode)
+
+    def _was_acked_late(self) -> bool:
+        """Whether a worker had been reaped before the message was read that it has begun a job."""
+        there = {worker.pid for worker in self.pool._pool}
+        return any(
+            not (job._worker_lost or job.ready()) and not there.issuperset(job.worker_pids())
+            for job in list(self.pool._cache.values())
+        )
 
     def _see_to_jobs(self, gone: dict[int, Any], exitcodes: dict[int, int | None]) -> None:
         pool = self.pool
