@@ -58,7 +58,11 @@ def _permanent_helpers() -> Iterator[None]:
         process = billiard.get_context(method).Process(target=int)  # nothing, and importable
         process.start()
         process.join()
+    # Every test collects its garbage: what is there already need not be looked at each time.
+    gc.collect()
+    gc.freeze()
     yield
+    gc.unfreeze()
     resource_tracker._resource_tracker._stop()
 
 
