@@ -8,6 +8,7 @@ gets to a worker, how a result comes back, how a death or a deadline is noticed.
         │
       Pool                       book.py       workers: start, reap, replace, grow, shrink, close
         │  results.py  the jobs: ApplyResult, MapResult, IMapIterator
+        │  hooks.py    where subclasses take part
         │
       Drive                      drive.py      the seam; everything under it can be exchanged
         ├── PassiveDrive         drive.py      threads=False: Celery's AsynPool overrides the hooks

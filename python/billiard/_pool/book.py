@@ -6,7 +6,6 @@ import errno
 import os
 from _queue import SimpleQueue
 from _warnings import warn
-from time import monotonic
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context
@@ -31,8 +30,9 @@ from .constants import (
     SIGKILL,
     TERMINATE,
 )
-from .drive import Drive, PassiveDrive, terminate_passively
+from .drive import Drive, PassiveDrive
 from .failures import captured
+from .hooks import Hooks
 from .log import debug
 from .semaphore import LaxBoundedSemaphore
 from .submit import Submitting
@@ -58,7 +58,7 @@ class _Weakly:
         return method(*args, **kwargs) if method is not None else None
 
 
-class Pool(Submitting):
+class Pool(Hooks, Submitting):
     """A pool of worker processes.
 
     :param processes: number of workers; 0 for none yet. By default that of the CPUs which this
@@ -319,37 +319,6 @@ class Pool(Submitting):
     def handle_result_event(self, *args: Any) -> None:
         """A result can be read (passive drive). Each pool has its handler's method here."""
         self._result_handler.handle_event(*args)
-
-    def on_job_ready(self, job: int, i: int | None, obj: Any, inqW_fd: int | None) -> None:
-        """A result has been read."""
-
-    def _process_register_queues(self, worker: Any, queues: tuple[Any, Any, Any]) -> None:
-        """A worker has been given queues."""
-
-    def process_flush_queues(self, worker: Any) -> None:
-        """A worker has exited: handle what it still sent."""
-
-    def _process_cleanup_queues(self, worker: Any) -> None:
-        """A worker has exited: its queues are free."""
-
-    def on_partial_read(self, job: Any, worker: Any) -> None:
-        """A worker has exited while a job was written to it."""
-
-    def on_job_process_down(self, job: Any, pid_gone: int) -> None:
-        """The worker of a job has exited."""
-
-    def on_job_process_lost(self, job: Any, pid: int, exitcode: int | None) -> None:
-        """A worker has exited and a job it had begun has no result (passive drive)."""
-        job._worker_lost = (monotonic(), exitcode)
-
-    def send_ack(self, response: int, job: int, i: int, fd: int) -> None:
-        """Answer a worker that asks for leave (``synack``)."""
-
-    def on_grow(self, n: int) -> None:
-        """The pool is to have ``n`` workers more."""
-
-    def on_shrink(self, n: int) -> None:
-        """The pool has ``n`` workers less."""
 
     # ---- workers ----
 
@@ -661,47 +630,3 @@ class Pool(Submitting):
         self.close()
         self._drive.wait_until_idle(timeout)
         return self._drive.cancel_all()  # type: ignore[attr-defined, no-any-return]
-
-    @staticmethod
-    def _stop_task_handler(task_handler: Any) -> None:
-        """Tell workers that there are no more tasks (passive drive)."""
-        handlers.stop_if_not_current(task_handler)
-
-    def _help_stuff_finish_args(self) -> tuple[Any, ...]:
-        return self._inqueue, self._task_handler, self._pool
-
-    @staticmethod
-    def _help_stuff_finish(inqueue: Any, task_handler: Any, _pool: Any) -> None:
-        """Let go who is blocked on a queue of tasks (passive drive)."""
-
-    @classmethod
-    def _set_result_sentinel(cls, outqueue: Any, pool: Any) -> None:
-        outqueue.put(None)
-
-    @classmethod
-    def _terminate_pool(
-        cls,
-        taskqueue: Any,
-        inqueue: Any,
-        outqueue: Any,
-        pool: Any,
-        worker_handler: Any,
-        task_handler: Any,
-        result_handler: Any,
-        cache: Any,
-        timeout_handler: Any,
-        help_stuff_finish_args: tuple[Any, ...],
-    ) -> None:
-        """Terminate a pool without threads."""
-        terminate_passively(
-            cls,
-            taskqueue,
-            inqueue,
-            outqueue,
-            pool,
-            worker_handler,
-            task_handler,
-            result_handler,
-            timeout_handler,
-            help_stuff_finish_args,
-        )
