@@ -202,6 +202,37 @@ def test_of_the_threads_that_take_results_one_reads_ahead(
 
 
 @needs_buffersize
+@pytest.mark.parametrize("method", IMAPS)
+@pytest.mark.parametrize("limit", [None, PATIENCE])
+def test_the_first_items_are_read_by_the_caller(method: str, limit: Any) -> None:
+    readers: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for i in range(10):
+            readers.append(threading.get_ident())
+            yield i
+
+    with pool_of(fork, 2) as pool:
+        iterator = getattr(pool, method)(square, numbers(), buffersize=3, timeout=limit)
+        assert readers == [threading.get_ident()] * 3
+        assert sorted(iterator) == [n * n for n in range(10)]
+
+
+@needs_buffersize
+@pytest.mark.parametrize("limit", [None, PATIENCE])
+def test_an_iterable_that_is_interrupted_leaves_no_job(limit: Any) -> None:
+    def numbers() -> Iterator[int]:
+        yield 1
+        raise KeyboardInterrupt
+
+    with pool_of(fork, 2) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            pool.imap(square, numbers(), buffersize=3, timeout=limit)
+        assert not pool._cache
+        assert pool.apply(square, (3,)) == 9
+
+
+@needs_buffersize
 def test_what_the_iterable_raises_comes_after_what_it_gave() -> None:
     def numbers() -> Iterator[int]:
         yield from range(5)

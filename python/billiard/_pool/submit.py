@@ -57,25 +57,29 @@ class Ahead:
         self._due: deque[None] = deque()
         self._lifted = False
 
-    def first(self, count: int) -> Tasks:
-        """What to begin with."""
-        return self._made(itertools.islice(self._all(Exception), count))
+    def begin(self, count: int) -> None:
+        """Submit the first tasks, before anybody has the result.
+
+        Not by the task handler: behind one that is at this iterable what others submit of it, as
+        they take results, would have to queue up.
+        """
+        for _ in range(count):
+            with self._reading:
+                if not self._submit_next():
+                    return
 
     def rest(self) -> Tasks:
         """All that is left, to be submitted in one go."""
         self._lifted = True
-        # The task handler, which reads it, has others to feed, whatever is raised.
-        return self._made(self._all(BaseException))
-
-    def _made(self, made: Iterator[Task]) -> Tasks:
         tasks = Tasks(self._result._job, None, ())
-        tasks.made = made
+        tasks.made = self._all()
         return tasks
 
-    def _all(self, caught: type[BaseException]) -> Iterator[Task]:
+    def _all(self) -> Iterator[Task]:
         while True:
             with self._reading:
-                task, self._left = self._read(caught), None
+                # The task handler, which reads it, has others to feed, whatever is raised.
+                task, self._left = self._read(BaseException), None
             if task is None:
                 return
             yield task
@@ -106,15 +110,16 @@ class Ahead:
             finally:
                 self._reading.release()
 
-    def _submit_next(self) -> None:
+    def _submit_next(self) -> bool:
         task = self._read()
         if task is None or self._lifted:
-            return
+            return False
         try:
             self._pool._drive.submit_one(task)
         except Exception:
             self._result._set(task[1][1], (False, ExceptionInfo()))
         self._left = None
+        return True
 
 
 class Submitting:
@@ -483,11 +488,15 @@ class Submitting:
             result._soft_timeout, result._timeout = soft, hard
             Submitting._keep(self, result)
             tasks = Tasks(result._job, func, items)
-            if buffersize is not None:
-                ahead = Ahead(self, result, tasks)
-                result._refill = ahead
-                tasks = ahead.first(buffersize)
-            Submitting._submit(self, result, tasks, None if buffersize else result._set_length)
+            if buffersize is None:
+                Submitting._submit(self, result, tasks, result._set_length)
+            else:
+                result._refill = ahead = Ahead(self, result, tasks)
+                try:
+                    ahead.begin(buffersize)
+                except BaseException:
+                    result.discard()
+                    raise
         if chunksize > 1:
             return (item for chunk in result for item in chunk)
         return result
