@@ -34,17 +34,29 @@ def unread(end: Connection) -> int:
 
 
 @contextlib.contextmanager
-def interrupted_once(reader: Connection) -> Iterator[None]:
-    """This thread gets SIGALRM as soon as something waits to be received."""
-    me = threading.get_ident()
+def interrupted(reader: Connection, handler: Callable[[], object]) -> Iterator[None]:
+    """`handler` is called once, by a signal, in the middle of what this thread sends."""
+    me, called = threading.get_ident(), threading.Event()
+
+    def once(*_: object) -> None:
+        signal.signal(signal.SIGALRM, signal.SIG_IGN)
+        called.set()
+        handler()
 
     def interrupt() -> None:
         while not unread(reader):
             os.sched_yield()
-        signal.pthread_kill(me, signal.SIGALRM)
+        # More than once: one just before a system call does not end it.
+        while not called.is_set():
+            signal.pthread_kill(me, signal.SIGALRM)
+            called.wait(0.05)
 
-    with running(interrupt):
-        yield
+    before = signal.signal(signal.SIGALRM, once)
+    try:
+        with running(interrupt):
+            yield
+    finally:
+        signal.signal(signal.SIGALRM, before)
 
 
 def raw_write(end: Connection, data: bytes) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from connection_helpers import interrupted_once, raw_write, running
+from connection_helpers import interrupted, raw_write, running
 
 from billiard import connection
 from billiard.connection import Connection, Pipe, wait
@@ -25,6 +25,10 @@ from billiard.connection import Connection, Pipe, wait
 
 class Interrupted(Exception):
     pass
+
+
+def interrupt() -> None:
+    raise Interrupted
 
 
 @contextlib.contextmanager
@@ -166,7 +170,7 @@ def test_interrupted_receive_of_a_big_object_goes_on_in_any_way(ends: Any, recei
 def test_interrupted_send_keeps_message_boundaries(ends: Any) -> None:
     reader, writer = ends
     big = os.urandom(1 << 20)
-    with pytest.raises(Interrupted), alarm(60), interrupted_once(reader):
+    with pytest.raises(Interrupted), interrupted(reader, interrupt):
         writer.send_bytes(big)
     received: list[bytes] = []
     with running(lambda: received.extend(reader.recv_bytes() for _ in range(2))):

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connection_helpers import interrupted_once
+from connection_helpers import interrupted
 
 import billiard
 from billiard import queues
@@ -528,11 +528,10 @@ def test_killed_consumer_holds_up_nobody(ctx: Any, kind: str) -> None:
 
 
 def put_in_a_handler(q: Any) -> None:
-    def handler(signum: int, frame: object) -> None:
-        q.put("from the handler")
-
-    signal.signal(signal.SIGALRM, handler)
-    with pytest.raises(RuntimeError, match="signal handler"), interrupted_once(q._reader):
+    with (
+        pytest.raises(RuntimeError, match="signal handler"),
+        interrupted(q._reader, lambda: q.put("from the handler")),
+    ):
         q.put(bytes(1_000_000))
 
 
