@@ -1,4 +1,4 @@
-"""What the tests of locks share: patience, every kind of lock, processes to kill and alarms."""
+"""What the tests of locks share: patience, every kind of lock, and processes to kill."""
 
 from __future__ import annotations
 
@@ -40,23 +40,3 @@ def started(ctx: Any, target: Any, *args: Any) -> Iterator[Any]:
 def kill(process: Any) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-
-
-@contextmanager
-def alarm(handler: Callable[..., Any], after: float = SHORT) -> Iterator[None]:
-    """A signal handler that runs in a moment."""
-    before = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, after)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
-
-
-class Interrupt(Exception):
-    pass
-
-
-def interrupt(*_: object) -> None:
-    raise Interrupt

@@ -17,32 +17,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from connection_helpers import interrupted, raw_write, running
+from alarms import Interrupt, alarm, alarm_in_a_send, interrupt
+from connection_helpers import raw_write, running
 
 from billiard import connection
 from billiard.connection import Connection, Pipe, wait
 
 
-class Interrupted(Exception):
-    pass
-
-
-def interrupt() -> None:
-    raise Interrupted
-
-
 @contextlib.contextmanager
-def alarm(after: float, interval: float = 0.0, raising: bool = True) -> Iterator[list[int]]:
-    """A signal after that many seconds, whose handler raises `Interrupted` if asked."""
+def alarms(seconds: float) -> Iterator[list[int]]:
+    """A signal after so many seconds again and again, whose handler returns."""
     arrived: list[int] = []
-
-    def handler(signum: int, frame: object) -> None:
-        arrived.append(signum)
-        if raising:
-            raise Interrupted
-
-    old = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, after, interval)
+    old = signal.signal(signal.SIGALRM, lambda number, frame: arrived.append(number))
+    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
     try:
         yield arrived
     finally:
@@ -130,7 +117,7 @@ def test_setblocking_changes_the_descriptor(ends: Any) -> None:
     with pytest.raises(BlockingIOError):
         reader.recv()
     reader.setblocking(True)
-    with pytest.raises(Interrupted), alarm(0.05):
+    with pytest.raises(Interrupt), alarm(interrupt):
         reader.recv()
 
 
@@ -142,7 +129,7 @@ def test_interrupted_receive_loses_nothing(ends: Any) -> None:
     wire = struct.pack("!i", 6) + b"abcdef"
     for part in (wire[:2], wire[2:7]):
         raw_write(writer, part)
-        with pytest.raises(Interrupted), alarm(0.05):
+        with pytest.raises(Interrupt), alarm(interrupt):
             reader.recv_bytes()
     raw_write(writer, wire[7:])
     assert reader.recv_bytes() == b"abcdef"
@@ -154,7 +141,7 @@ def test_interrupted_receive_of_a_big_object_goes_on_in_any_way(ends: Any, recei
     body = pickle.dumps(b"x" * 100_000)
     wire = struct.pack("!i", len(body)) + body
     raw_write(writer, wire[:50_000])
-    with pytest.raises(Interrupted), alarm(0.05):
+    with pytest.raises(Interrupt), alarm(interrupt):
         reader.recv()
     with running(raw_write, writer, wire[50_000:]):
         if receive == "recv":
@@ -170,7 +157,7 @@ def test_interrupted_receive_of_a_big_object_goes_on_in_any_way(ends: Any, recei
 def test_interrupted_send_keeps_message_boundaries(ends: Any) -> None:
     reader, writer = ends
     big = os.urandom(1 << 20)
-    with pytest.raises(Interrupted), interrupted(reader, interrupt):
+    with pytest.raises(Interrupt), alarm_in_a_send(reader, interrupt):
         writer.send_bytes(big)
     received: list[bytes] = []
     with running(lambda: received.extend(reader.recv_bytes() for _ in range(2))):
@@ -180,7 +167,7 @@ def test_interrupted_send_keeps_message_boundaries(ends: Any) -> None:
 
 def test_handlers_that_return_do_not_end_a_wait(ends: Any) -> None:
     reader, writer = ends
-    with alarm(0.02, 0.02, raising=False) as arrived:
+    with alarms(0.02) as arrived:
         start = time.monotonic()
         assert not reader.poll(0.3)
         assert wait([reader], 0.3) == []
@@ -188,7 +175,7 @@ def test_handlers_that_return_do_not_end_a_wait(ends: Any) -> None:
     assert len(arrived) >= 2
     timer = threading.Timer(0.3, writer.send, ("late",))
     timer.start()
-    with alarm(0.02, 0.02, raising=False):
+    with alarms(0.02):
         assert reader.recv() == "late"
     timer.join()
 

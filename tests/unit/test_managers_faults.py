@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import pickle
 import signal
 import threading
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from alarms import alarm
 from manager_types import Manager
 
 import billiard
@@ -160,18 +159,6 @@ def test_wrong_authkey_is_refused(manager: Manager) -> None:
         managers.ListProxy(managers.Token("list", manager.address, "0"), "pickle", authkey=b"no")
 
 
-@contextlib.contextmanager
-def soon(handler: Callable[[], object]) -> Iterator[None]:
-    """`handler` is called by a signal, in a moment."""
-    old = signal.signal(signal.SIGALRM, lambda number, frame: handler())
-    try:
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-
-
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, billiard.SoftTimeLimitExceeded])
 def test_request_that_was_interrupted_does_not_confuse_the_next(
     manager: Manager, kind: type[BaseException]
@@ -181,7 +168,7 @@ def test_request_that_was_interrupted_does_not_confuse_the_next(
     def interrupt() -> None:
         raise kind
 
-    with pytest.raises(kind), soon(interrupt):
+    with pytest.raises(kind), alarm(interrupt):
         event.wait(30)
     assert numbers[:] == [1, 2]
     event.set()
@@ -195,7 +182,7 @@ def test_signal_handler_may_use_the_manager_that_is_being_waited_for(manager: Ma
         queue.put(numbers[:])
 
     with lock:
-        with soon(handler):
+        with alarm(handler):
             assert queue.get(True, 30) == [1, 2]
         assert numbers[:] == [1, 2]
         # What was acquired before the signal still is.

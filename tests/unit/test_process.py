@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from alarms import Interrupt, alarm, interrupt
 from process_tasks import ask, ended, leave, nothing, staying, until_told
 from scripts import run_file
 
@@ -346,13 +347,13 @@ def handler(signum: int, function: Any) -> Iterator[None]:
 def test_join_runs_signal_handlers_and_goes_on(ctx: Any) -> None:
     ran = []
 
-    def ring(*_: object) -> None:
+    def ring() -> None:
         ran.append(child.is_alive())
         child.kill()
 
-    with staying(ctx) as child, handler(signal.SIGALRM, ring):
-        signal.setitimer(signal.ITIMER_REAL, 0.05)
-        child.join(60)
+    with staying(ctx) as child:
+        with alarm(ring):
+            child.join(60)
         assert child.exitcode == -signal.SIGKILL
     assert ran == [True]
 
@@ -372,18 +373,9 @@ def test_join_keeps_its_deadline_under_signals() -> None:
         assert child.is_alive()
 
 
-class Stop(Exception):
-    pass
-
-
-def stop(*_: object) -> None:
-    raise Stop
-
-
 def test_a_signal_handler_may_end_the_wait(ctx: Any) -> None:
-    with staying(ctx) as child, handler(signal.SIGALRM, stop):
-        with pytest.raises(Stop):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
+    with staying(ctx) as child:
+        with pytest.raises(Interrupt), alarm(interrupt):
             child.join()
         assert child.is_alive()
 

@@ -8,7 +8,6 @@ import os
 import pickle
 import queue
 import select
-import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connection_helpers import interrupted
+from alarms import Interrupt, alarm, alarm_in_a_send, interrupt
 
 import billiard
 from billiard import queues
@@ -530,7 +529,7 @@ def test_killed_consumer_holds_up_nobody(ctx: Any, kind: str) -> None:
 def put_in_a_handler(q: Any) -> None:
     with (
         pytest.raises(RuntimeError, match="signal handler"),
-        interrupted(q._reader, lambda: q.put("from the handler")),
+        alarm_in_a_send(q._reader, lambda: q.put("from the handler")),
     ):
         q.put(bytes(1_000_000))
 
@@ -594,20 +593,8 @@ def test_join_of_a_queue_without_tasks_returns() -> None:
 
 
 def test_interrupted_get_loses_nothing(q: Any) -> None:
-    class Interrupted(Exception):
-        pass
-
-    def handler(signum: int, frame: object) -> None:
-        raise Interrupted
-
-    old = signal.signal(signal.SIGALRM, handler)
-    try:
-        with pytest.raises(Interrupted):
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
-            q.get()
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
+    with pytest.raises(Interrupt), alarm(interrupt):
+        q.get()
     q.put("still there")
     assert q.get(timeout=10) == "still there"
 

@@ -11,7 +11,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from synchronize_helpers import LONG, MAKERS, SHORT, Interrupt, alarm, interrupt, kill, started
+from alarms import Interrupt, alarm, interrupt
+from synchronize_helpers import LONG, MAKERS, SHORT, kill, started
 
 import billiard
 from billiard import synchronize
@@ -215,15 +216,12 @@ def test_an_inherited_lock_cannot_be_pickled_at_other_times(lock: Any) -> None:
 
 def test_a_handler_runs_while_it_is_waited_for_and_the_wait_goes_on(lock: Any) -> None:
     lock.acquire()
-    calls = []
-
-    def handler(*_: object) -> None:
-        calls.append(1)
+    calls: list[int] = []
 
     other = billiard.Lock()
     other.acquire()
     start = time.monotonic()
-    with alarm(handler):
+    with alarm(lambda: calls.append(1)):
         assert not other.acquire(True, 4 * SHORT)
     assert calls == [1]
     assert time.monotonic() - start >= 4 * SHORT

@@ -9,7 +9,8 @@ from contextlib import suppress
 from typing import Any
 
 import pytest
-from synchronize_helpers import LONG, MAKERS, SHORT, Interrupt, alarm, interrupt, kill, started
+from alarms import Interrupt, alarm, interrupt
+from synchronize_helpers import LONG, MAKERS, SHORT, kill, started
 
 import billiard
 from billiard import synchronize

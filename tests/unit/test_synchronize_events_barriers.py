@@ -9,7 +9,8 @@ import time
 from typing import Any
 
 import pytest
-from synchronize_helpers import LONG, SHORT, Interrupt, alarm, interrupt, kill, started
+from alarms import Interrupt, alarm, interrupt
+from synchronize_helpers import LONG, SHORT, kill, started
 
 import billiard
 
