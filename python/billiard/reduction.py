@@ -121,8 +121,7 @@ class ForkingPickler(Pickler):
 register = ForkingPickler.register
 
 if "billiard.sharedctypes" in sys.modules:  # which does not import this before it has to
-    _shared = sys.modules["billiard.sharedctypes"]
-    ForkingPickler._extra_reducers |= dict.fromkeys(_shared._known, _shared.reduce_ctype)
+    ForkingPickler._extra_reducers |= sys.modules["billiard.sharedctypes"]._reducers
 
 
 def dump_into(pickler: Pickler, obj: object) -> None:

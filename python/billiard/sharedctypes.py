@@ -46,8 +46,9 @@ typecode_to_type: dict[str, type[Any]] = {
 }
 
 
-#: The types of shared objects, which are pickled by `reduce_ctype`: their class methods
-#: `from_buffer`, their sizes in bytes, and whether they are simple values.
+#: how shared objects are pickled, by type
+_reducers: dict[type, Any] = {}
+#: their class methods `from_buffer`, their sizes in bytes, and whether they are simple values
 _known: dict[type, tuple[Any, int, bool]] = {}
 
 
@@ -240,6 +241,7 @@ def _register(type_: Any) -> tuple[Any, int, bool]:
     Returns what is to be known of the type.
     """
     size = ctypes.sizeof(type_)
+    _reducers[type_] = reduce_ctype
     pickler = getattr(sys.modules.get("billiard.reduction"), "ForkingPickler", None)
     if pickler is not None:
         pickler.register(type_, reduce_ctype)
