@@ -128,7 +128,7 @@ def test_a_job_is_lost_although_its_worker_was_reaped_before_the_ack_was_read(
     pool.maintain_pool()
     assert worker not in pool._pool and not lost.accepted()
     drive_until(pool, lost.ready)
-    with pytest.raises(WorkerLostError):
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
         lost.get()
 
 

@@ -48,6 +48,7 @@ from ..common import human_status
 from .constants import EX_OK, EX_RECYCLE, RUN
 from .handlers import WorkersJoined, stop_if_not_current
 from .log import debug, error
+from .results import ApplyResult
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,6 +59,10 @@ if TYPE_CHECKING:
     from ..einfo import ExceptionInfo
 
     Task = tuple[int, tuple[int, int | None, Callable[..., Any], Any, Any]]
+
+
+#: how many workers that were reaped a passive drive remembers
+REMEMBERED = 100
 
 
 class _Unlocked:
@@ -206,6 +211,8 @@ class PassiveDrive(Drive):
     def __init__(self, pool: Any) -> None:
         # A cycle, not a thread's reference: the collector can take both.
         self.pool = pool
+        #: pid -> exit status of the workers reaped lately, and whether `terminate_job` ended them
+        self._reaped: dict[int, tuple[int | None, bool]] = {}
 
     def open(self) -> None:
         pool = self.pool
@@ -235,11 +242,12 @@ class PassiveDrive(Drive):
 
     def reap(self, shutdown: bool = False) -> list[int | None]:
         pool = self.pool
-        self._give_up_lost_jobs()
+        while len(self._reaped) > REMEMBERED:
+            del self._reaped[next(iter(self._reaped))]
+        self._look_at_lost_jobs()
         if shutdown and not pool._pool:
             raise WorkersJoined
-        gone: dict[int, Any] = {}
-        exitcodes: dict[int, int | None] = {}
+        gone = []
         for i in reversed(range(len(pool._pool))):
             worker = pool._pool[i]
             exitcode = worker.exitcode
@@ -248,58 +256,69 @@ class PassiveDrive(Drive):
             debug("Supervisor: cleaning up worker %d", i)
             if worker._popen is not None:
                 worker.join()
-            gone[worker.pid], exitcodes[worker.pid] = worker, exitcode
+            gone.append(worker)
+            self._reaped[worker.pid] = exitcode, getattr(worker, "_job_terminated", False)
             if exitcode not in (EX_OK, EX_RECYCLE) and not worker._controlled_termination:
                 status = human_status(exitcode)
                 error("Process %r pid:%r exited with %r", worker.name, worker.pid, status)
             pool.process_flush_queues(worker)
             del pool._pool[i]
             pool._forget_worker(worker)
-        if gone or self._was_acked_late():
-            self._see_to_jobs(gone, exitcodes)
-            for worker in gone.values():
+        if gone:
+            self._see_to_jobs()
+            for worker in gone:
                 if pool.on_process_down:
                     if not shutdown:
                         pool._process_cleanup_queues(worker)
                     pool.on_process_down(worker)
-        return list(exitcodes.values())
+        return [self._reaped[worker.pid][0] for worker in gone]
 
-    def _give_up_lost_jobs(self) -> None:
-        """A dead worker's result may still be in the shared queue: for so long, and no longer."""
-        for job in list(self.pool._cache.values()):
-            if job._worker_lost and not job.ready():
-                since, exitcode = job._worker_lost
-                if monotonic() - since > job._lost_worker_timeout:
-                    self.pool.mark_as_worker_lost(job, exitcode)
+    def _look_at_lost_jobs(self) -> None:
+        """A dead worker's result may still be in the shared queue: for so long, and no longer.
 
-    def _was_acked_late(self) -> bool:
-        """Whether a worker had been reaped before the message was read that it has begun a job."""
-        there = {worker.pid for worker in self.pool._pool}
-        return any(
-            not (job._worker_lost or job.ready()) and not there.issuperset(job.worker_pids())
-            for job in list(self.pool._cache.values())
-        )
-
-    def _see_to_jobs(self, gone: dict[int, Any], exitcodes: dict[int, int | None]) -> None:
+        That it had begun a job may have been there as well, and read after it was reaped.
+        """
         pool = self.pool
         there = {worker.pid for worker in pool._pool}
         for job in list(pool._cache.values()):
-            # It may have been acked by one that was reaped before the ack was read.
-            pid = next((pid for pid in job.worker_pids() if pid not in there), None)
-            if pid is None:
-                for process in (job._write_to, job._scheduled_for):
-                    if process and not process._is_alive():
-                        pool.on_job_process_down(job, process.pid)
-                        break
-                continue
-            pool.on_job_process_down(job, pid)
             if job.ready():
                 continue
-            exitcode = exitcodes.get(pid) or 0
-            if getattr(gone.get(pid), "_job_terminated", False):
-                job._set_terminated(exitcode)
-            else:
-                pool.on_job_process_lost(job, pid, exitcode)
+            if job._worker_lost:
+                since, exitcode = job._worker_lost
+                if monotonic() - since > job._lost_worker_timeout:
+                    pool.mark_as_worker_lost(job, exitcode)
+            elif type(job) is ApplyResult:  # others may have the results of all who began
+                pid = job._worker_pid
+                if pid in self._reaped and pid not in there:
+                    self._lose(job, pid)
+
+    def _see_to_jobs(self) -> None:
+        """Workers have been reaped: fail, or watch, what they were at."""
+        pool = self.pool
+        there = {worker.pid for worker in pool._pool}
+        for job in list(pool._cache.values()):
+            if job._worker_lost:
+                continue
+            pid = next((pid for pid in job.worker_pids() if pid not in there), None)
+            if pid is not None:
+                self._lose(job, pid)
+                continue
+            for process in (job._write_to, job._scheduled_for):
+                if process and not process._is_alive():
+                    pool.on_job_process_down(job, process.pid)
+                    break
+
+    def _lose(self, job: Any, pid: int) -> None:
+        """The worker of a job is gone."""
+        pool = self.pool
+        pool.on_job_process_down(job, pid)
+        if job.ready():
+            return
+        exitcode, was_terminated = self._reaped.get(pid, (None, False))
+        if was_terminated:
+            job._set_terminated(exitcode or 0)
+        else:
+            pool.on_job_process_lost(job, pid, exitcode or 0)
 
     def close(self) -> None:
         pool = self.pool
