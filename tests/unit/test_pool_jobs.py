@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import pytest
 from pool_tasks import (
@@ -216,6 +216,15 @@ def test_the_first_items_are_read_by_the_caller(method: str, limit: Any) -> None
         iterator = getattr(pool, method)(square, numbers(), buffersize=3, timeout=limit)
         assert readers == [threading.get_ident()] * 3
         assert sorted(iterator) == [n * n for n in range(10)]
+
+
+@needs_buffersize
+def test_of_an_endless_iterable_not_all_of_a_large_buffer_is_read_at_once() -> None:
+    with pool_of(fork, 2) as pool, patch("billiard._pool.submit.AT_HAND_TASKS", 5):
+        numbers = itertools.count()
+        iterator = pool.imap(square, numbers, buffersize=10**9, timeout=PATIENCE)
+        assert next(numbers) == 5
+        assert [next(iterator) for _ in range(3)] == [0, 1, 4]
 
 
 @needs_buffersize

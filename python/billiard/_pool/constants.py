@@ -51,3 +51,6 @@ GUARANTEE_MESSAGE_CONSUMPTION_RETRY_INTERVAL = 0.1
 
 #: numbers of jobs, for all pools of this process
 job_counter = itertools.count()
+
+#: How many tasks a caller hands over at once whose items are at hand, or are to be read at once.
+AT_HAND_TASKS = 1 << 16

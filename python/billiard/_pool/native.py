@@ -34,11 +34,11 @@ from ..einfo import ExceptionInfo
 from ..exceptions import Terminated, TimeLimitExceeded
 from ..process import current_process
 from . import wire
-from .constants import HARD, IDLE, LOST, READY, SOFT, TASK
+from .constants import AT_HAND_TASKS, HARD, IDLE, LOST, READY, SOFT, TASK
 from .failures import captured
 from .handlers import Refused
 from .log import debug
-from .parts import AT_HAND_TASKS, LARGE_BYTES, WAITING_TASKS, SequenceTasks, Side
+from .parts import LARGE_BYTES, WAITING_TASKS, SequenceTasks, Side
 from .results import ApplyResult
 from .submissions import Submissions
 from .supervision import TERMINATE_GRACE, Supervision
@@ -290,8 +290,8 @@ class NativeDrive(Supervision):
         """End jobs; those that had no outcome. First all are told: no other begins meanwhile."""
         cancelled = [job for job in jobs if job._overrule(info)]
         self._withdrawn.update(job._job for job in cancelled)
-        # Those that are known before nothing is being fed have been fed. While something is, there
-        # may be many: these are not copied.
+        # If nothing is being fed before and after the copy, all tasks of the jobs in it have been
+        # fed. While something is, the set may be large: it is not copied.
         fed = set() if self.submissions.busy() else self._withdrawn.copy()
         if not self.submissions.busy():
             self._withdrawn -= fed

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
     from .native import NativeDrive
 
 #: A sequence is read ahead until so many tasks wait for a slot, or large calls of so many bytes are
-#: under way: it may be endless, its items large. Those that are at hand anyway may be more.
+#: under way: it may be endless, its items large.
 WAITING_TASKS = 256
-AT_HAND_TASKS = 1 << 16
 LARGE_BYTES = 1 << 22
 
 

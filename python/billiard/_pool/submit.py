@@ -9,7 +9,7 @@ from collections import deque
 from ..einfo import ExceptionInfo
 from . import checks
 from .chunks import mapstar, starmapstar
-from .constants import RUN, TASK
+from .constants import AT_HAND_TASKS, RUN, TASK
 from .results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
 
 TYPE_CHECKING = False
@@ -40,7 +40,8 @@ class Tasks:
 class Ahead:
     """Tasks of a job that are submitted as its results are taken, by whoever takes them.
 
-    Nobody waits for a thread that reads the user's iterable: that thread goes on for all.
+    Nobody who takes results waits for another who reads the user's iterable: that one goes on for
+    all.
     """
 
     def __init__(self, pool: Submitting, result: Any, tasks: Tasks) -> None:
@@ -60,12 +61,12 @@ class Ahead:
     def begin(self, count: int) -> None:
         """Submit the first tasks, before anybody has the result.
 
-        Not by the task handler: behind one that is at this iterable what others submit of it, as
-        they take results, would have to queue up.
+        Not by the task handler: while that read this iterable, what takers of results submit of it
+        would queue up behind it.
         """
-        for _ in range(count):
+        for _ in range(min(count, AT_HAND_TASKS)):
             with self._reading:
-                if not self._submit_next():
+                if self._result.ready() or not self._submit_next():
                     return
 
     def rest(self) -> Tasks:
@@ -434,8 +435,8 @@ class Submitting:
             point of the iteration.
         :param chunksize: items that go to a worker at once.
         :param buffersize: at most so many chunks are read ahead of the results that have been
-            taken, as in ``Executor.map`` of Python 3.14. The items are then read by whoever takes
-            results.
+            taken, as in ``Executor.map`` of Python 3.14. So many items are read at once, the others
+            by whoever takes results.
         :param timeout: seconds that a chunk may take: see :meth:`apply_async`.
         :param soft_timeout: the same, softly.
         :raises ValueError: the pool has been closed, or a number is less than 1.
@@ -491,8 +492,9 @@ class Submitting:
             if buffersize is None:
                 Submitting._submit(self, result, tasks, result._set_length)
             else:
-                result._refill = ahead = Ahead(self, result, tasks)
+                ahead = Ahead(self, result, tasks)
                 try:
+                    result._refill = ahead
                     ahead.begin(buffersize)
                 except BaseException:
                     result.discard()
