@@ -11,8 +11,8 @@
                           gets no more tasks ───────────────────────────┘
 ```
 
-All of this happens in the supervisor's thread, but for the start of the first workers and for what
-others ask of them (``retire``, ``recall``, ``condemn``, ``dismiss_all``).
+The supervisor does it, and who calls ``maintain_pool``: for both there is the lock ``maintenance``.
+What others ask of workers (``retire``, ``recall``, ``condemn``, ``dismiss_all``) needs no lock.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Starts:
         self.ready = 0
         #: workers that ended before they were ready, since the last that was
         self.stillborn = 0
-        #: as many were killed, by whom we do not know
+        #: those that were killed instead, by whom we do not know
         self.slain = 0
         #: what the last of them ended of
         self.why: ExceptionInfo | None = None
@@ -101,7 +101,10 @@ class Starts:
         return self.stillborn > STILLBORN_LIMIT
 
     def have_a_chance(self, others: bool) -> bool:
-        """Whether one more may become ready, now or later; ``others``: there are workers."""
+        """Whether one more may become ready, now or later.
+
+        ``others``: there are workers, so that nobody waits in vain meanwhile.
+        """
         if self.ready:
             return others or not self.fail_often()
         return not self.stillborn and self.slain <= SLAIN_LIMIT
@@ -264,7 +267,7 @@ class Supervision(Drive):
 
     def later(self) -> None:
         """The system would not start a worker now."""
-        self._retry_at = monotonic() + RETRY_AFTER
+        self._retry_at = max(self._retry_at or 0.0, monotonic() + RETRY_AFTER)
 
     def wait_for_change(self) -> bool:
         """Wait until there is something to do; false when there will never be."""
@@ -272,7 +275,7 @@ class Supervision(Drive):
             self.engine.post(None)
             return False
         event = self.engine.next_event(self._patience())
-        if event is None:
+        if self._retry_at is not None and monotonic() >= self._retry_at:
             self._retry_at = None
         while event is not None:
             kind, args = event
