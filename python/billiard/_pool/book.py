@@ -292,7 +292,7 @@ class Pool(Hooks, Submitting):
         if self._owner != os.getpid() and self.threads:
             raise RuntimeError("a pool can only be used by the process that made it")
 
-    # ---- for subclasses: where they take part ----
+    # ---- what it is made of; subclasses have their own (see hooks.py as well) ----
 
     def Process(self, *args: Any, **kwds: Any) -> Any:
         """Make a process object."""

@@ -1,7 +1,8 @@
 """Where subclasses of a pool take part: Celery's ``AsynPool`` overrides these, by these names.
 
 Most do nothing here. The drives call them (see ``drive.py``), some only where somebody else's event
-loop drives the pool. Origin: billiard.
+loop drives the pool. How a pool makes its processes and queues can be overridden as well: that is
+in ``book.py``. Origin: billiard.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ class Hooks:
     _task_handler: Any
     _pool: list[Any]
 
-    # ---- jobs ----
+    # ---- jobs and workers ----
 
     def on_job_ready(self, job: int, i: int | None, obj: Any, inqW_fd: int | None) -> None:
         """A result has been read."""
