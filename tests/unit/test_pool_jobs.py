@@ -219,6 +219,23 @@ def test_the_first_items_are_read_by_the_caller(method: str, limit: Any) -> None
 
 
 @needs_buffersize
+@pytest.mark.parametrize("method", IMAPS)
+def test_a_task_that_is_being_submitted_when_the_pool_is_closed_is_done(method: str) -> None:
+    with pool_of(fork, 2) as pool:
+        iterator = getattr(pool, method)(square, iter(range(10)), buffersize=2, timeout=PATIENCE)
+        submit_one = pool._drive.submit_one
+
+        def close_first(task: Any) -> None:
+            pool.close()
+            submit_one(task)
+
+        with patch.object(pool._drive, "submit_one", close_first):
+            taken = [next(iterator)]
+        assert sorted([*taken, *iterator]) == [n * n for n in range(10)]
+        assert pool.join(PATIENCE)
+
+
+@needs_buffersize
 def test_of_an_endless_iterable_not_all_of_a_large_buffer_is_read_at_once() -> None:
     with pool_of(fork, 2) as pool, patch("billiard._pool.submit.AT_HAND_TASKS", 5):
         numbers = itertools.count()

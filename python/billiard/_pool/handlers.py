@@ -236,7 +236,13 @@ class TaskHandler(PoolThread):
         super().__init__()
 
     def body(self) -> None:
-        while (item := self.taskqueue.get()) is not None:
+        ends = False
+        while not (ends and self.taskqueue.empty()):
+            item = self.taskqueue.get()
+            if item is None:
+                # What was being submitted meanwhile is behind it.
+                ends = True
+                continue
             tasks, set_length = item
             del item
             if not self._feed(tasks, set_length):
