@@ -25,6 +25,26 @@ def interrupt() -> None:
 
 
 @contextmanager
+def _handled(handler: Callable[..., object]) -> Iterator[None]:
+    """`handler` is that of SIGALRM; in the end no more is sent."""
+    before = signal.signal(signal.SIGALRM, handler)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@contextmanager
+def alarms(seconds: float) -> Iterator[list[int]]:
+    """A signal after so many seconds again and again, whose handler returns."""
+    arrived: list[int] = []
+    with _handled(lambda number, frame: arrived.append(number)):
+        signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
+        yield arrived
+
+
+@contextmanager
 def _handled_once(handler: Callable[[], object]) -> Iterator[threading.Event]:
     """`handler` is that of SIGALRM, once; whether it has been called."""
     called = threading.Event()
@@ -35,12 +55,8 @@ def _handled_once(handler: Callable[[], object]) -> Iterator[threading.Event]:
         called.set()
         handler()
 
-    before = signal.signal(signal.SIGALRM, once)
-    try:
+    with _handled(once):
         yield called
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 # Both send it until it is seen: a signal that comes just before a system call, or that the system

@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
 import pickle
 import resource
-import signal
 import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from alarms import Interrupt, alarm, alarm_in_a_send, interrupt
+from alarms import Interrupt, alarm, alarm_in_a_send, alarms, interrupt
 from connection_helpers import raw_write, running
 
 from billiard import connection
 from billiard.connection import Connection, Pipe, wait
-
-
-@contextlib.contextmanager
-def alarms(seconds: float) -> Iterator[list[int]]:
-    """A signal after so many seconds again and again, whose handler returns."""
-    arrived: list[int] = []
-    old = signal.signal(signal.SIGALRM, lambda number, frame: arrived.append(number))
-    signal.setitimer(signal.ITIMER_REAL, seconds, seconds)
-    try:
-        yield arrived
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, old)
-
 
 # --- non-blocking ends -------------------------------------------------------------------------
 

@@ -55,6 +55,14 @@ def test_a_pool_whose_workers_never_get_ready_gives_up(how: str) -> None:
     pool.join()
 
 
+def terminate_without_a_kill(pool: Any) -> None:
+    with patch.object(supervision, "TERMINATE_GRACE", NO_KILL):
+        started = time.monotonic()
+        pool.terminate()
+        pool.join()
+        assert time.monotonic() - started < NO_KILL / 2
+
+
 @pytest.mark.timeout(60)
 def test_stopped_workers_do_not_hold_up_terminate(ctx: Any) -> None:
     pool = ctx.Pool(2)
@@ -62,11 +70,7 @@ def test_stopped_workers_do_not_hold_up_terminate(ctx: Any) -> None:
     processes = list(pool._pool)
     for process in processes:
         os.kill(process.pid, signal.SIGSTOP)
-    with patch.object(supervision, "TERMINATE_GRACE", NO_KILL):
-        started = time.monotonic()
-        pool.terminate()
-        pool.join()
-        assert time.monotonic() - started < NO_KILL / 2
+    terminate_without_a_kill(pool)
     assert not any(process.is_alive() for process in processes)
 
 
@@ -126,11 +130,7 @@ def test_a_worker_whose_task_swallows_sigterm_ends_after_the_task(ctx: Any, tmp_
     pool = ctx.Pool(1)
     pool.apply_async(swallow_the_end, (begun,))
     assert begun.wait()
-    with patch.object(supervision, "TERMINATE_GRACE", NO_KILL):
-        started = time.monotonic()
-        pool.terminate()
-        pool.join()
-        assert time.monotonic() - started < NO_KILL / 2
+    terminate_without_a_kill(pool)
 
 
 @pytest.mark.parametrize("death", [swallow_a_sigterm, die_now])

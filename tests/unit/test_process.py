@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from alarms import Interrupt, alarm, interrupt
+from alarms import Interrupt, alarm, alarms, interrupt
 from process_tasks import ask, ended, leave, nothing, staying, until_told
 from scripts import run_file
 
@@ -359,17 +359,11 @@ def test_join_runs_signal_handlers_and_goes_on(ctx: Any) -> None:
 
 
 def test_join_keeps_its_deadline_under_signals() -> None:
-    with (
-        staying(billiard.get_context("fork")) as child,
-        handler(signal.SIGALRM, lambda *_: None),
-    ):
-        signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
-        try:
+    with staying(billiard.get_context("fork")) as child:
+        with alarms(0.01):
             before = time.monotonic()
             child.join(0.2)
             assert 0.19 < time.monotonic() - before < 20
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
         assert child.is_alive()
 
 

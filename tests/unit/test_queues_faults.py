@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty
 from typing import Any
@@ -181,6 +182,17 @@ def is_stopped(process: Any) -> bool:
     return status.rsplit(")", 1)[1].split()[0] == "T"
 
 
+@contextlib.contextmanager
+def lock_held_by_a_stopped_process(ctx: Any, q: Any) -> Iterator[None]:
+    child = start(ctx, stop_with_lock, q)
+    eventually(lambda: is_stopped(child))
+    try:
+        yield
+    finally:
+        os.kill(child.pid, signal.SIGCONT)
+        join(child)
+
+
 #: how often it is tried whether another thread runs: a busy machine may be slow to let it
 LOOKS = 20
 
@@ -204,24 +216,28 @@ def ticking() -> Iterator[list[int]]:
     sys.setswitchinterval(interval)
 
 
+def lets_others_run(ticking: list[int], action: Callable[[], object]) -> bool:
+    """Whether another thread runs during an action."""
+    before = ticking[0]
+    for _ in range(LOOKS):
+        action()
+        if ticking[0] > before:
+            return True
+    return False
+
+
 def test_who_waits_for_a_lock_in_order_to_count_lets_other_threads_run(
     ctx: Any, ticking: list[int]
 ) -> None:
     q = ctx.Queue()
     count = 100
     put_marks(q, "parent", count, 20_000)  # more than the ring has room for
-    child = start(ctx, stop_with_lock, q)
-    eventually(lambda: is_stopped(child))
-    before = ticking[0]
-    try:
-        for _ in range(LOOKS):
-            assert q.qsize() == count
-            if ticking[0] > before:
-                break
-        assert ticking[0] > before
-    finally:
-        os.kill(child.pid, signal.SIGCONT)
-        join(child)
+
+    def look() -> None:
+        assert q.qsize() == count
+
+    with lock_held_by_a_stopped_process(ctx, q):
+        assert lets_others_run(ticking, look)
     for _ in range(count):
         q.get(timeout=LONG)
     close(q)
@@ -232,19 +248,13 @@ def test_who_finds_a_watched_queue_empty_lets_other_threads_run(
 ) -> None:
     q = ctx.Queue()
     assert wait([q._reader], 0) == []
-    child = start(ctx, stop_with_lock, q)
-    eventually(lambda: is_stopped(child))
-    before = ticking[0]
-    try:
-        for _ in range(LOOKS):
-            with pytest.raises(Empty):
-                q.get_nowait()
-            if ticking[0] > before:
-                break
-        assert ticking[0] > before
-    finally:
-        os.kill(child.pid, signal.SIGCONT)
-        join(child)
+
+    def look() -> None:
+        with pytest.raises(Empty):
+            q.get_nowait()
+
+    with lock_held_by_a_stopped_process(ctx, q):
+        assert lets_others_run(ticking, look)
     close(q)
 
 
