@@ -46,7 +46,7 @@ from time import monotonic
 
 from ..common import human_status
 from .constants import EX_OK, EX_RECYCLE, RUN
-from .handlers import WorkersJoined, stop_if_not_current
+from .handlers import Unlocked, WorkersJoined, stop_if_not_current
 from .log import debug, error
 from .results import ApplyResult
 
@@ -65,16 +65,6 @@ if TYPE_CHECKING:
 REMEMBERED = 100
 
 
-class _Unlocked:
-    """A lock for those who need none."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-
 class Drive:
     """What a drive can do; where there is a body it is enough for one without threads."""
 
@@ -83,7 +73,7 @@ class Drive:
     #: whether tasks can be given time limits
     can_limit = True
     #: held while workers are reaped and replaced
-    maintenance: AbstractContextManager[Any] = _Unlocked()
+    maintenance: AbstractContextManager[Any] = Unlocked()
 
     def __init__(self, pool: Any) -> None:
         raise NotImplementedError

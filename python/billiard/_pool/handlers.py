@@ -43,6 +43,7 @@ from .log import debug, error
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from .results import Cache, Outcome
@@ -106,6 +107,16 @@ def _is_child(pid: int) -> bool:
     except OSError:
         return False
     return True
+
+
+class Unlocked:
+    """A lock for those who need none."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *exc_info: object) -> None:
+        pass
 
 
 class Refused(Exception):
@@ -446,6 +457,8 @@ class ResultHandler(PoolThread):
         self.on_ready_counters = on_ready_counters
         #: whether it is this handler that counts results, not the workers themselves
         self.counts = True
+        #: held by the thread while it handles a message
+        self.turn: AbstractContextManager[None] = Unlocked()
         #: called by the thread when it ends
         self.on_end: Callable[[], object] = self.finish_at_shutdown
         self._make_methods()
@@ -552,7 +565,8 @@ class ResultHandler(PoolThread):
                     if task is None:
                         debug("result handler got sentinel")
                         break
-                    self._receive(task)
+                    with self.turn:
+                        self._receive(task)
                     del task
         finally:
             self.on_end()

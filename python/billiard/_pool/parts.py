@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-from time import monotonic, sleep
-
 from ..einfo import ExceptionInfo
 from . import wire
 
@@ -20,30 +17,6 @@ if TYPE_CHECKING:
 #: under way: it may be endless, its items large.
 WAITING_TASKS = 256
 LARGE_BYTES = 1 << 22
-
-
-#: Seconds that a fork waits for other threads to end their imports; and between two looks.
-IMPORT_PATIENCE = 5.0
-IMPORT_PAUSE = 0.002
-
-
-def wait_for_imports() -> None:
-    """Let other threads come to the end of imports.
-
-    A worker that is forked in the middle of one would have the module half made, and the lock of
-    its import held for ever by a thread that it does not have. The pool forks at instants of its
-    own, so it is the pool that has to look.
-    """
-    from _frozen_importlib import _module_locks  # type: ignore[attr-defined]
-
-    me, deadline = threading.get_ident(), monotonic() + IMPORT_PATIENCE
-    while any(
-        lock is not None and lock.owner not in (None, me)
-        for lock in [reference() for reference in list(_module_locks.values())]
-    ):
-        if monotonic() > deadline:
-            return
-        sleep(IMPORT_PAUSE)
 
 
 class Side:

@@ -42,8 +42,9 @@ from .failures import captured
 from .handlers import end_worker
 from .lane import Lane, ReadyCounter
 from .log import error
-from .parts import LostTask, Member, wait_for_imports
+from .parts import LostTask, Member
 from .results import ApplyResult
+from .standstill import Standstill
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ RECOVER_AFTER = 1.0
 SLAIN_LIMIT = 100
 #: seconds until the system is asked again for what it had not
 RETRY_AFTER = 0.2
+#: Seconds until a worker is forked in place of one whose job has been terminated: whoever did it is
+#: about to tell others, and a lock that this takes would be held in the child for ever.
+TERMINATED_GRACE = 0.1
 
 
 class Starts:
@@ -121,6 +125,7 @@ class Supervision(Drive):
         self.workers: list[Any] = pool._pool
         self.cache: dict[int, Any] = pool._cache
         self.maintenance = threading.RLock()
+        self.standstill = Standstill()
         #: how workers are started
         self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
@@ -142,8 +147,8 @@ class Supervision(Drive):
         self.broken: ExceptionInfo | None = None
         #: when to kill all workers that are left, monotonic seconds
         self._kill_all_at: float | None = None
-        #: when to try again what the system would not do, or what has failed often
-        self._retry_at: float | None = None
+        #: when to start workers again: the system would not, it failed often, or it is too soon
+        self._start_again_at: float | None = None
 
     # ---- start ----
 
@@ -164,11 +169,15 @@ class Supervision(Drive):
         return together and type(self).launch is Supervision.launch
 
     def launch_all(self, workers: Sequence[Any]) -> None:
-        forks = self.method == "fork"
-        if forks:
-            wait_for_imports()
+        if self.method != "fork":
+            self._launch_all(workers)
+            return
+        with self.standstill:
+            self._launch_all(workers)
+
+    def _launch_all(self, workers: Sequence[Any]) -> None:
         try:
-            if forks and all(map(is_plain, workers)):
+            if self.method == "fork" and all(map(is_plain, workers)):
                 lanes = [worker.inq.shared for worker in workers]
                 start_all(workers, lambda _: self.engine.fork_workers(lanes))
             elif self.method == "forkserver":
@@ -220,8 +229,12 @@ class Supervision(Drive):
     # ---- which are wanted, which are at work ----
 
     def wants_workers(self) -> bool:
-        waits = self._retry_at is not None and monotonic() < self._retry_at
-        return not waits and self._may_have_workers()
+        return self._may_start() and self._may_have_workers()
+
+    def _may_start(self) -> bool:
+        """Whether it is time to."""
+        start_again_at = self._start_again_at  # the supervisor may forget it
+        return start_again_at is None or monotonic() >= start_again_at
 
     def _may_have_workers(self) -> bool:
         """Whether they would be of use, now or soon."""
@@ -251,6 +264,8 @@ class Supervision(Drive):
             self.engine.retire(member.index, True)
 
     def condemn(self, worker: Any) -> None:
+        if self.method == "fork" and self._may_start():
+            self._start_again_at = monotonic() + TERMINATED_GRACE
         member = self.members.get(worker.pid)
         if member is not None and not self.engine.condemn(member.index):
             self.engine.retire(member.index, False)
@@ -267,7 +282,7 @@ class Supervision(Drive):
 
     def later(self) -> None:
         """The system would not start a worker now."""
-        self._retry_at = max(self._retry_at or 0.0, monotonic() + RETRY_AFTER)
+        self._start_again_at = max(self._start_again_at or 0.0, monotonic() + RETRY_AFTER)
 
     def wait_for_change(self) -> bool:
         """Wait until there is something to do; false when there will never be."""
@@ -275,8 +290,8 @@ class Supervision(Drive):
             self.engine.post(None)
             return False
         event = self.engine.next_event(self._patience())
-        if self._retry_at is not None and monotonic() >= self._retry_at:
-            self._retry_at = None
+        if self._may_start():
+            self._start_again_at = None
         while event is not None:
             kind, args = event
             if kind in self._event_handlers:
@@ -310,7 +325,7 @@ class Supervision(Drive):
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do by itself."""
-        due = [at for at in (self._kill_all_at, self._retry_at) if at is not None]
+        due = [at for at in (self._kill_all_at, self._start_again_at) if at is not None]
         return max(0.0, min(due) - monotonic()) if due else None
 
     def reap(self, shutdown: bool = False) -> list[int | None]:
@@ -346,7 +361,7 @@ class Supervision(Drive):
             self.starts.look(self.engine.ready())
             self.starts.note_failure(member.unfit, exitcode)
             if self.starts.fail_often():
-                self._retry_at = monotonic() + RECOVER_AFTER
+                self._start_again_at = monotonic() + RECOVER_AFTER
         if member.lost is not None:
             task, number, i = member.lost
             if number is None:
