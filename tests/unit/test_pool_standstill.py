@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ import pytest
 from pool_tasks import PATIENCE, eventually, pid, pool_of
 
 import billiard
-from billiard._pool import standstill, supervision
+from billiard._pool import handlers, standstill
 
 fork: Any = billiard.get_context("fork")
 
@@ -172,15 +173,14 @@ def test_an_import(
         sys.modules.pop("billiard_tests_slow_module", None)
 
 
-def test_what_follows_terminate_job(middle: Middle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(supervision, "TERMINATED_GRACE", PATIENCE)
+def test_what_follows_terminate_job(middle: Middle, patient: None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(standstill, "TERMINATED_GRACE", PATIENCE)
     late = middle.pool.apply_async(signal.pause)
     eventually(late.accepted)
     middle.pool.terminate_job(middle.pool._pool[0].pid)
     with middle.lock:
         assert not middle.replaced.wait(A_WHILE)
-    middle.pool._drive._start_again_at = None
-    middle.pool._drive.change()
+    middle.pool._drive.standstill._not_before = 0.0
     served_by_the_next(middle, in_the_middle)
 
 
@@ -213,21 +213,148 @@ def test_forks_have_their_turn_however_many_callbacks_are_to_come() -> None:
     thread.start()
     try:
         for _ in range(20):
-            callbacks.suspend(PATIENCE)
+            callbacks.suspend()
+            eventually(callbacks.are_at_rest)
             before = count
             sum(range(1000))
-            assert count == before
+            after = count
             callbacks.resume()
+            assert after == before
             eventually(lambda before=before: count > before)  # type: ignore[misc]
     finally:
         ends = True
         thread.join()
 
 
-def test_a_callback_may_have_workers_started() -> None:
-    callbacks = standstill.Callbacks()
-    with callbacks:
-        callbacks.suspend(PATIENCE)
-        callbacks.resume()
-    with callbacks:
-        pass
+@pytest.mark.parametrize("where", ["a callback", "a log record"])
+def test_who_stays_in_is_waited_for_once(
+    where: str, middle: Middle, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(standstill, "PATIENCE", 0.1)
+    begun, go_on = threading.Event(), threading.Event()
+
+    def stay_in(*args: Any) -> None:
+        begun.set()
+        go_on.wait(PATIENCE)
+
+    ear = Ear()
+    ear.emit = stay_in  # type: ignore[method-assign]
+    logger.addHandler(ear)
+    thread = threading.Thread(target=logger.error, args=("text",))
+    try:
+        if where == "a callback":
+            middle.pool.apply_async(pid, callback=stay_in)
+        else:
+            thread.start()
+        assert begun.wait(PATIENCE)
+        for _ in range(3):
+            os.kill(middle.pool._pool[0].pid, signal.SIGKILL)
+            middle.pool.apply_async(pid).get(PATIENCE)
+            # Whoever waits again comes too late.
+            monkeypatch.setattr(standstill, "PATIENCE", 2 * PATIENCE)
+    finally:
+        go_on.set()
+        if thread.ident:
+            thread.join()
+
+
+# ---- nobody waits for who waits for him ------------------------------------------------------
+
+
+def test_a_callback_can_shrink_the_pool_whose_workers_are_being_replaced(patient: None) -> None:
+    ended = threading.Event()
+    with pool_of(fork, 3) as pool:
+
+        def callback(_: Any) -> None:
+            for worker in pool._pool[:2]:
+                os.kill(worker.pid, signal.SIGKILL)
+            eventually(lambda: pool._drive.standstill.callbacks._suspended)
+            pool.shrink()
+            ended.set()
+
+        pool.apply_async(pid, callback=callback)
+        assert ended.wait(PATIENCE / 2)
+
+
+class Tee:
+    """A stream that logs what is written, with a lock around both."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.waits = threading.Event()
+
+    def write(self, text: str) -> int:
+        with self.lock:
+            self.waits.wait(A_WHILE)
+            log()
+        return len(text)
+
+    def flush(self) -> None:
+        self.waits.set()
+        with self.lock:
+            pass
+
+
+def test_a_stream_whose_user_logs(
+    middle: Middle, logger: logging.Logger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middle.replaced.set()  # nobody else is to be killed
+    tee = Tee()
+    monkeypatch.setattr(sys, "stdout", tee)
+    os.kill(middle.pool._pool[0].pid, signal.SIGKILL)
+    tee.write("text")
+    assert middle.pool.apply_async(pid).get(PATIENCE) != os.getpid()
+
+
+def test_a_hook_that_wants_what_the_writer_of_a_record_holds(tmp_path: Path) -> None:
+    """In a process of its own: hooks are for ever."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import billiard, logging, os, signal, threading\n"
+        "lock, wanted = threading.Lock(), threading.Event()\n"
+        "def before():\n"
+        "    wanted.set()\n"
+        "    lock.acquire()\n"
+        "os.register_at_fork(\n"
+        "    before=before, after_in_parent=lock.release, after_in_child=lock.release\n"
+        ")\n"
+        "logging.basicConfig(filename=os.devnull)\n"
+        "pool = billiard.get_context('fork').Pool(1)\n"
+        "first = pool.apply(os.getpid)\n"
+        "wanted.clear()\n"
+        "with lock:\n"
+        "    os.kill(first, signal.SIGKILL)\n"
+        "    assert wanted.wait(60)\n"
+        "    logging.error('text')\n"
+        "assert pool.apply_async(os.getpid).get(60) != first\n"
+        "pool.terminate()\n"
+    )
+    subprocess.run([sys.executable, script], check=True, timeout=2 * PATIENCE)
+
+
+# the supervisor leaves by SystemExit
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_restarts_in_place_of_terminated_workers_are_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told, send = threading.Event(), handlers.send_signal
+
+    def send_to_others(number: int, sig: int) -> None:
+        if number == os.getpid():
+            told.set()
+        else:
+            send(number, sig)
+
+    monkeypatch.setattr(handlers, "send_signal", send_to_others)
+    with pool_of(fork, 1, max_restarts=2, max_restart_freq=PATIENCE) as pool:
+
+        def workers() -> set[int]:
+            return {worker.pid for worker in pool._pool if worker.pid}
+
+        terminated: set[int] = set()
+        while len(terminated) < 5 and not told.is_set():
+            eventually(lambda: told.is_set() or workers() - terminated)
+            for number in workers() - terminated:
+                terminated.add(number)
+                pool.terminate_job(number, signal.SIGKILL)
+        assert told.is_set()

@@ -46,7 +46,7 @@ from time import monotonic
 
 from ..common import human_status
 from .constants import EX_OK, EX_RECYCLE, RUN
-from .handlers import Unlocked, WorkersJoined, stop_if_not_current
+from .handlers import UNLOCKED, WorkersJoined, stop_if_not_current
 from .log import debug, error
 from .results import ApplyResult
 
@@ -73,7 +73,7 @@ class Drive:
     #: whether tasks can be given time limits
     can_limit = True
     #: held while workers are reaped and replaced
-    maintenance: AbstractContextManager[Any] = Unlocked()
+    maintenance: AbstractContextManager[Any] = UNLOCKED
 
     def __init__(self, pool: Any) -> None:
         raise NotImplementedError
@@ -167,6 +167,10 @@ class Drive:
     def wants_workers(self) -> bool:
         """Whether workers that have ended are to be replaced."""
         raise NotImplementedError
+
+    def making(self, many: int) -> AbstractContextManager[None]:
+        """Held by who replaces workers while so many are made."""
+        return UNLOCKED
 
     def is_busy(self, worker: Any) -> bool:
         """Whether a worker has a task."""

@@ -119,6 +119,9 @@ class Unlocked:
         pass
 
 
+UNLOCKED = Unlocked()
+
+
 class Refused(Exception):
     """What a drive raises when it takes no more tasks of a sequence; with an ExceptionInfo."""
 
@@ -458,7 +461,7 @@ class ResultHandler(PoolThread):
         #: whether it is this handler that counts results, not the workers themselves
         self.counts = True
         #: held by the thread while it handles a message
-        self.turn: AbstractContextManager[None] = Unlocked()
+        self.turn: AbstractContextManager[None] = UNLOCKED
         #: called by the thread when it ends
         self.on_end: Callable[[], object] = self.finish_at_shutdown
         self._make_methods()

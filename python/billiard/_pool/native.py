@@ -157,7 +157,7 @@ class NativeDrive(Supervision):
         """End everything at once. Once, in any thread, perhaps in a signal handler."""
         debug("terminating pool")
         tasks, supervisor, _, _ = self.handlers
-        self.terminated = True
+        self.terminated = self.standstill.is_over = True
         tasks.terminate()
         supervisor.terminate()
         self.engine.terminate(captured(Terminated("the pool has been terminated")))

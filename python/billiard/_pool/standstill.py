@@ -1,22 +1,24 @@
 """What other threads must not be in the middle of when the pool forks.
 
 A lock that a thread holds at the fork is held for ever in the child, which does not have that
-thread: a worker that wants it hangs, and its task with it. The pool forks at instants of its own,
-soon after something has happened and the program's threads are busy with it. So it is the pool that
-has to look.
+thread: a worker that wants it hangs, and its task with it. The pool replaces workers at instants of
+its own, soon after something has happened and the program's threads are busy with it. So it is the
+pool that has to look.
 
 ```
- before a fork, in this order                                                    at most
- ─────────────────────────────────────────────────────────────────────────────────────────
- imports       of all threads: until they have ended                             5 s
- callbacks     the result handler begins with no other; the one that runs ends   1 s
- log records   the locks of `logging` and of its handlers are taken: nobody      1 s
-               writes a record, and what it goes to is not in use
- sys.stdout, sys.stderr      are flushed, which waits for who writes to them
+ before a fork, in this order                                                     at most
+ ──────────────────────────────────────────────────────────────────────────────────────────
+ who called `terminate_job`  has had time to tell others                          0.1 s
+ callbacks                   the one that runs has ended; the next one waits      1 s
+ imports                     none is under way in any thread                      5 s
+ sys.stdout, sys.stderr      have been flushed, which waits for who writes there
+ log records                 nobody is in the middle of one; the next one waits   1 s
 ```
 
-What takes longer is not waited for: a callback may itself want the worker. Locks that the threads
-of the program hold otherwise are beyond our knowledge.
+That is the supervisor's: whoever else has workers made chooses the instant, and waits for imports
+alone. Nothing is held while something is waited for, but that no callback begins. What takes too
+long is waited for once: a callback may itself want the worker. Locks that the threads of the
+program hold otherwise are beyond our knowledge.
 """
 
 from __future__ import annotations
@@ -25,43 +27,49 @@ import sys
 import threading
 from time import monotonic, sleep
 
+from .._at_fork import guards
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Seconds that a fork waits for other threads to end their imports; and between two looks.
+#: seconds that a fork waits for other threads to end their imports
 IMPORT_PATIENCE = 5.0
-IMPORT_PAUSE = 0.002
 #: seconds that it waits for a callback, and for log records, to be at their end
 PATIENCE = 1.0
-
-RLOCK = type(threading.RLock())
+#: Seconds until a worker is forked in place of one whose job has been terminated.
+TERMINATED_GRACE = 0.1
+#: seconds between two looks
+PAUSE = 0.001
 
 
 class Standstill:
-    """``with standstill:`` around forks. Process-local; a forked child has no use for it.
-
-    One thread at a time; the drive's lock ``maintenance`` sees to that.
-    """
+    """``with standstill:`` in the supervisor around the making of workers. Process-local."""
 
     def __init__(self) -> None:
         #: ``with standstill.callbacks:`` around what the result handler does with one message
         self.callbacks = Callbacks()
-        self._records = Records()
+        self._not_before = 0.0
+        #: the pool is being terminated: nothing is waited for
+        self.is_over = False
+
+    def note_termination(self) -> None:
+        """A thread has a job terminated, and goes on with what it has to do for that."""
+        self._not_before = monotonic() + TERMINATED_GRACE
 
     def __enter__(self) -> None:
-        wait_for_imports()
-        self.callbacks.suspend(PATIENCE)
-        try:
-            # After the callbacks: they may log.
-            self._records.suspend(PATIENCE)
-        except BaseException:
-            self.callbacks.resume()
-            raise
+        RECORDS.suspend_at_forks()
+        self.callbacks.suspend()
+        deadline = monotonic() + PATIENCE
+        while not (self._not_before <= monotonic() and self.callbacks.are_at_rest()):
+            if self.is_over or monotonic() > deadline:
+                self.callbacks.give_up()
+                break
+            sleep(PAUSE)
 
     def __exit__(self, *exc_info: object) -> None:
-        self._records.resume()
         self.callbacks.resume()
+        RECORDS.resume()
 
 
 def wait_for_imports() -> None:
@@ -75,7 +83,7 @@ def wait_for_imports() -> None:
     ):
         if monotonic() > deadline:
             return
-        sleep(IMPORT_PAUSE)
+        sleep(PAUSE)
 
 
 class Callbacks:
@@ -83,78 +91,113 @@ class Callbacks:
 
     ```
      nobody ──► a callback runs ──► nobody ──► forks are made ──► nobody
-                  │ a fork waits: it is the next, however many callbacks are to come
-                  └─ too long: forks are made all the same, the next callback waits for them
+                  │ forks wait: they are next, however many callbacks are to come
+                  └─ too long: forks are made, now and later, as if it did not run
     ```
+
+    Used by two threads, neither of which runs signal handlers: result handler and supervisor.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        #: the thread that runs a callback
-        self._caller: int | None = None
+        self._resumed = threading.Condition(self._lock)
         self._suspended = False
+        #: how many have begun and how many have ended
+        self._begun = self._ended = 0
+        #: the number of the last one that was waited for in vain
+        self._given_up = 0
 
     def __enter__(self) -> None:
         with self._lock:
             while self._suspended:
-                self._changed.wait()
-            self._caller = threading.get_ident()
+                self._resumed.wait()
+            self._begun += 1
 
     def __exit__(self, *exc_info: object) -> None:
-        with self._lock:
-            self._caller = None
-            if self._suspended:
-                self._changed.notify_all()
+        self._ended += 1
 
-    def suspend(self, patience: float) -> None:
-        """Have no other begin until `resume`, and wait for the one that runs, so many seconds."""
-        # A callback that has workers started is in the middle of nothing that they would miss.
-        bystanders = (None, threading.get_ident())
+    def suspend(self) -> None:
+        """Have no other begin until `resume`."""
         with self._lock:
             self._suspended = True
-            try:
-                self._changed.wait_for(lambda: self._caller in bystanders, patience)
-            except BaseException:
-                self._suspended = False
-                self._changed.notify_all()
-                raise
+
+    def are_at_rest(self) -> bool:
+        """Whether none runs, but for one that was given up."""
+        return self._begun in (self._ended, self._given_up)
+
+    def give_up(self) -> None:
+        """Do not wait any more for the one that runs."""
+        self._given_up = self._begun
 
     def resume(self) -> None:
         with self._lock:
             self._suspended = False
-            self._changed.notify_all()
+            self._resumed.notify_all()
 
 
 class Records:
-    """Log records: nobody writes one while the locks of ``logging`` are held here.
+    """Log records: who writes one holds a lock of ``logging``, and perhaps one of a file.
 
-    The child finds these locks free: ``logging`` sees to it.
+    The former are free in a child, ``logging`` sees to that; the latter are not. So the locks of
+    ``logging`` are held across the fork.
+
+    One for the process. For threads that run no signal handlers.
     """
 
     def __init__(self) -> None:
-        self._taken: list[Any] = []
+        #: the threads whose forks are meant, and the locks that each has taken
+        self._taken: dict[int, list[Any]] = {}
+        #: locks that were waited for in vain, and have not been had since
+        self._given_up: list[Any] = []
 
-    def suspend(self, patience: float) -> None:
-        """Take the locks, as far as that takes no more than so many seconds."""
-        logging = sys.modules.get("logging")
-        deadline = monotonic() + patience
-        try:
-            # As there: first the lock of the module, which guards the set.
-            if self._take(getattr(logging, "_lock", None), deadline):
-                # Only these are made anew in a child.
-                for handler in list(getattr(logging, "_at_fork_reinit_lock_weakset", ())):
-                    self._take(handler.lock, deadline)
-        except BaseException:
-            self.resume()
-            raise
-
-    def _take(self, lock: Any, deadline: float) -> bool:
-        if not isinstance(lock, RLOCK) or not lock.acquire(True, max(0.0, deadline - monotonic())):
-            return False
-        self._taken.append(lock)
-        return True
+    def suspend_at_forks(self) -> None:
+        """Have none written while this thread forks, until `resume`."""
+        self._taken[threading.get_ident()] = []
 
     def resume(self) -> None:
-        while self._taken:
-            self._taken.pop().release()
+        del self._taken[threading.get_ident()]
+
+    def before_fork(self) -> None:
+        taken = self._taken.get(threading.get_ident())
+        if taken is None:
+            return
+        deadline = monotonic() + PATIENCE
+        missed = self._try_all(taken)
+        while any(lock not in self._given_up for lock in missed):
+            if monotonic() > deadline:
+                break
+            # Only one is waited for, and nothing is held meanwhile: its holder may want the others.
+            self.after_in_parent()
+            first = next(lock for lock in missed if lock not in self._given_up)
+            if first.acquire(True, max(0.0, deadline - monotonic())):
+                taken.append(first)
+            missed = self._try_all(taken)
+        self._given_up = missed
+
+    def _try_all(self, taken: list[Any]) -> list[Any]:
+        """Take all that can be had now; those that cannot."""
+        logging = sys.modules.get("logging")
+        lock = getattr(logging, "_lock", None)
+        missed: list[Any] = []
+        self._try(lock, taken, missed)
+        if lock in taken:  # it guards the set, which has those that are made anew in a child
+            for handler in list(getattr(logging, "_at_fork_reinit_lock_weakset", ())):
+                self._try(handler.lock, taken, missed)
+        return missed
+
+    def _try(self, lock: Any, taken: list[Any], missed: list[Any]) -> None:
+        if isinstance(lock, RLOCK) and lock not in taken:
+            (taken if lock.acquire(False) else missed).append(lock)
+
+    def after_in_parent(self) -> None:
+        taken = self._taken.get(threading.get_ident(), [])
+        while taken:
+            taken.pop().release()
+
+    def after_in_child(self) -> None:
+        self._taken.clear()
+
+
+RLOCK = type(threading.RLock())
+RECORDS = Records()
+guards.append(RECORDS)

@@ -44,11 +44,12 @@ from .lane import Lane, ReadyCounter
 from .log import error
 from .parts import LostTask, Member
 from .results import ApplyResult
-from .standstill import Standstill
+from .standstill import Standstill, wait_for_imports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from ..einfo import ExceptionInfo
@@ -66,9 +67,6 @@ RECOVER_AFTER = 1.0
 SLAIN_LIMIT = 100
 #: seconds until the system is asked again for what it had not
 RETRY_AFTER = 0.2
-#: Seconds until a worker is forked in place of one whose job has been terminated: whoever did it is
-#: about to tell others, and a lock that this takes would be held in the child for ever.
-TERMINATED_GRACE = 0.1
 
 
 class Starts:
@@ -119,6 +117,8 @@ class Supervision(Drive):
 
     engine: _core.PoolEngine
     putlock: Any
+    #: task handler, supervisor, timeout handler, result handler
+    handlers: tuple[Any, Any, Any, Any]
 
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)
@@ -147,8 +147,8 @@ class Supervision(Drive):
         self.broken: ExceptionInfo | None = None
         #: when to kill all workers that are left, monotonic seconds
         self._kill_all_at: float | None = None
-        #: when to start workers again: the system would not, it failed often, or it is too soon
-        self._start_again_at: float | None = None
+        #: when to try again what the system would not do, or what has failed often
+        self._retry_at: float | None = None
 
     # ---- start ----
 
@@ -169,15 +169,11 @@ class Supervision(Drive):
         return together and type(self).launch is Supervision.launch
 
     def launch_all(self, workers: Sequence[Any]) -> None:
-        if self.method != "fork":
-            self._launch_all(workers)
-            return
-        with self.standstill:
-            self._launch_all(workers)
-
-    def _launch_all(self, workers: Sequence[Any]) -> None:
+        forks = self.method == "fork"
+        if forks:
+            wait_for_imports()
         try:
-            if self.method == "fork" and all(map(is_plain, workers)):
+            if forks and all(map(is_plain, workers)):
                 lanes = [worker.inq.shared for worker in workers]
                 start_all(workers, lambda _: self.engine.fork_workers(lanes))
             elif self.method == "forkserver":
@@ -229,12 +225,8 @@ class Supervision(Drive):
     # ---- which are wanted, which are at work ----
 
     def wants_workers(self) -> bool:
-        return self._may_start() and self._may_have_workers()
-
-    def _may_start(self) -> bool:
-        """Whether it is time to."""
-        start_again_at = self._start_again_at  # the supervisor may forget it
-        return start_again_at is None or monotonic() >= start_again_at
+        waits = self._retry_at is not None and monotonic() < self._retry_at
+        return not waits and self._may_have_workers()
 
     def _may_have_workers(self) -> bool:
         """Whether they would be of use, now or soon."""
@@ -244,6 +236,11 @@ class Supervision(Drive):
             return False
         self.starts.look(self.engine.ready())
         return self.starts.have_a_chance(others=bool(self.workers))
+
+    def making(self, many: int) -> AbstractContextManager[None]:
+        supervises = threading.current_thread() is self.handlers[1]
+        forks = self.method == "fork" and many > 0 and self.wants_workers()
+        return self.standstill if supervises and forks else super().making(many)
 
     def is_busy(self, worker: Any) -> bool:
         member = self.members.get(worker.pid)
@@ -264,8 +261,7 @@ class Supervision(Drive):
             self.engine.retire(member.index, True)
 
     def condemn(self, worker: Any) -> None:
-        if self.method == "fork" and self._may_start():
-            self._start_again_at = monotonic() + TERMINATED_GRACE
+        self.standstill.note_termination()
         member = self.members.get(worker.pid)
         if member is not None and not self.engine.condemn(member.index):
             self.engine.retire(member.index, False)
@@ -282,7 +278,7 @@ class Supervision(Drive):
 
     def later(self) -> None:
         """The system would not start a worker now."""
-        self._start_again_at = max(self._start_again_at or 0.0, monotonic() + RETRY_AFTER)
+        self._retry_at = max(self._retry_at or 0.0, monotonic() + RETRY_AFTER)
 
     def wait_for_change(self) -> bool:
         """Wait until there is something to do; false when there will never be."""
@@ -290,8 +286,8 @@ class Supervision(Drive):
             self.engine.post(None)
             return False
         event = self.engine.next_event(self._patience())
-        if self._may_start():
-            self._start_again_at = None
+        if self._retry_at is not None and monotonic() >= self._retry_at:
+            self._retry_at = None
         while event is not None:
             kind, args = event
             if kind in self._event_handlers:
@@ -325,7 +321,7 @@ class Supervision(Drive):
 
     def _patience(self) -> float | None:
         """Seconds until there is something to do by itself."""
-        due = [at for at in (self._kill_all_at, self._start_again_at) if at is not None]
+        due = [at for at in (self._kill_all_at, self._retry_at) if at is not None]
         return max(0.0, min(due) - monotonic()) if due else None
 
     def reap(self, shutdown: bool = False) -> list[int | None]:
@@ -361,7 +357,7 @@ class Supervision(Drive):
             self.starts.look(self.engine.ready())
             self.starts.note_failure(member.unfit, exitcode)
             if self.starts.fail_often():
-                self._start_again_at = monotonic() + RECOVER_AFTER
+                self._retry_at = monotonic() + RECOVER_AFTER
         if member.lost is not None:
             task, number, i = member.lost
             if number is None:
