@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 
-from . import _at_fork as _at_fork  # first: see there
 from . import context, exceptions
 
 __version__ = "4.3.2+rs.1"

@@ -749,11 +749,14 @@ class PoolEngine:
     def lane(self) -> PoolLane:
         """The shared memory of the next worker."""
 
-    def fork_workers(self, lanes: list[PoolLane]) -> list[Child | OSError] | int:
+    def fork_workers(
+        self, lanes: list[PoolLane], standstill: Any = None
+    ) -> list[Child | OSError] | int:
         """Forks a worker for each lane, which it gets and no other; returns what `fork_all` does.
 
         Of the first ones, those that no CPU is free for begin with the second task, or a moment
-        after `start`.
+        after `start`. Before each fork all of `standstill.locks()` are taken, from after the hooks
+        until after the fork; if one is not free, `standstill.wait_for` it is called instead.
         """
 
     def ready(self) -> int:

@@ -10,6 +10,7 @@ use super::error::os_error;
 use super::process::{Child, fork_with_hooks};
 use crate::sys::io::into_raw;
 use crate::sys::mutex::Mutex;
+use crate::sys::process::fork;
 use crate::sys::template::{self, Template, packet_pair};
 
 /// The most descriptors that a request can carry for its child.
@@ -31,7 +32,7 @@ fn serve_forks(py: Python<'_>, requests: RawFd) -> PyResult<Option<Vec<RawFd>>> 
         let Some(request) = block_on(py, Deadline::Never, |_| server.next_request())? else {
             return Ok(None);
         };
-        match fork_with_hooks(py, || ()) {
+        match fork_with_hooks(py, fork, || ()) {
             Ok(0) => {
                 let fds = server.become_child(request).map_err(os_error)?;
                 return Ok(Some(fds.into_iter().map(into_raw).collect()));

@@ -261,16 +261,20 @@ impl Child {
     }
 }
 
-/// Forks through the interpreter's hooks; the child's number, or 0 in the child.
+/// Calls `fork` within the interpreter's hooks; the child's number, or 0 in the child.
 ///
 /// `born` is called in the child before the hooks: nothing of the interpreter works there yet.
 #[allow(unsafe_code)]
-pub(super) fn fork_with_hooks(_py: Python<'_>, born: impl FnOnce()) -> nix::Result<libc::pid_t> {
+pub(super) fn fork_with_hooks(
+    _py: Python<'_>,
+    fork: impl FnOnce() -> nix::Result<libc::pid_t>,
+    born: impl FnOnce(),
+) -> nix::Result<libc::pid_t> {
     // SAFETY: the GIL is held, and each of the three hooks is called where the C API wants it:
     // before the fork, then one of the others on each side, whether it failed or not.
     unsafe {
         ffi::PyOS_BeforeFork();
-        let pid = process::fork();
+        let pid = fork();
         match pid {
             Ok(0) => {
                 born();
@@ -279,6 +283,33 @@ pub(super) fn fork_with_hooks(_py: Python<'_>, born: impl FnOnce()) -> nix::Resu
             _ => ffi::PyOS_AfterFork_Parent(),
         }
         pid
+    }
+}
+
+/// Locks of Python's that are held.
+struct HeldLocks<'a, 'py>(&'a [Bound<'py, PyAny>]);
+
+impl<'a, 'py> HeldLocks<'a, 'py> {
+    /// Takes all of them if they are free; else the place of one that is not. No Python code runs
+    /// and the GIL is kept, so that nobody comes in between.
+    fn take(locks: &'a [Bound<'py, PyAny>]) -> Result<Self, usize> {
+        for (place, lock) in locks.iter().enumerate() {
+            let taken = lock.call_method1("acquire", (false,));
+            if !taken.is_ok_and(|taken| taken.is_truthy().unwrap_or(false)) {
+                drop(Self(&locks[..place]));
+                return Err(place);
+            }
+        }
+        Ok(Self(locks))
+    }
+}
+
+impl Drop for HeldLocks<'_, '_> {
+    fn drop(&mut self) {
+        for lock in self.0.iter().rev() {
+            // It was taken by this thread.
+            let _ = lock.call_method0("release");
+        }
     }
 }
 
@@ -302,9 +333,14 @@ pub(super) enum Moment {
 ///
 /// Between two forks next to nothing happens: whatever the parent touches after a fork it has to
 /// copy first, and after the next fork again.
+///
+/// `standstill` knows what other threads must not be in the middle of: its `locks()` are held from
+/// after the hooks before a fork until right after it. While one of them is not free there is no
+/// fork: it is told to `wait_for` that lock, and then it begins anew.
 pub(super) fn fork_each(
     py: Python<'_>,
     many: usize,
+    mut standstill: Option<&Bound<'_, PyAny>>,
     at: impl Fn(Moment, usize),
 ) -> PyResult<Forked> {
     let mut children = Vec::with_capacity(many);
@@ -316,13 +352,26 @@ pub(super) fn fork_each(
                 continue;
             }
         };
-        at(Moment::Before, number);
-        let forked = fork_with_hooks(py, || at(Moment::Child, number));
+        let forked = loop {
+            at(Moment::Before, number);
+            let attempt = attempt_fork(py, standstill, || at(Moment::Child, number));
+            if !matches!(attempt, Ok(Ok(0))) {
+                at(Moment::Parent, number);
+            }
+            match attempt {
+                Ok(forked) => break forked,
+                Err(None) => (),
+                Err(Some(error)) => {
+                    // Others have been forked already, and somebody waits for this one.
+                    error.write_unraisable(py, standstill);
+                    standstill = None;
+                }
+            }
+        };
         if forked == Ok(0) {
             plan.in_child();
             return Ok(Forked::Child(number));
         }
-        at(Moment::Parent, number);
         children.push(
             forked
                 .and_then(|pid| plan.in_parent(pid))
@@ -331,6 +380,40 @@ pub(super) fn fork_each(
         );
     }
     Ok(Forked::Parent(children))
+}
+
+/// Forks while the locks of `standstill` are held. An error means that there was no fork: None if
+/// one of them was not free, and has been waited for.
+fn attempt_fork(
+    py: Python<'_>,
+    standstill: Option<&Bound<'_, PyAny>>,
+    born: impl FnOnce(),
+) -> Result<nix::Result<libc::pid_t>, Option<PyErr>> {
+    let Some(standstill) = standstill else {
+        return Ok(fork_with_hooks(py, process::fork, born));
+    };
+    let locks: Vec<Bound<'_, PyAny>> = standstill.call_method0("locks")?.extract()?;
+    let mut busy = None;
+    let fork = || {
+        let held = HeldLocks::take(&locks).map_err(|place| {
+            busy = Some(place);
+            Errno::EBUSY
+        })?;
+        let pid = process::fork();
+        if pid == Ok(0) {
+            // They belong to the parent.
+            std::mem::forget(held);
+        }
+        pid
+    };
+    let forked = fork_with_hooks(py, fork, born);
+    match busy {
+        None => Ok(forked),
+        Some(place) => {
+            standstill.call_method1("wait_for", (&locks[place],))?;
+            Err(None)
+        }
+    }
 }
 
 impl<'py> IntoPyObject<'py> for Forked {
@@ -360,7 +443,7 @@ impl<'py> IntoPyObject<'py> for Forked {
 /// As `os.fork`, but it does not warn of threads, and audits nothing (its caller does).
 #[pyfunction]
 fn fork_all(py: Python<'_>, many: usize) -> PyResult<Forked> {
-    fork_each(py, many, |_, _| ())
+    fork_each(py, many, None, |_, _| ())
 }
 
 /// Starts the program `path` with the arguments `args` (the first is its name) and the descriptors

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -199,31 +200,18 @@ def test_a_worker_is_replaced_although_a_thread_stays_in(
     assert served_by_the_next(middle, pid) != os.getpid()
 
 
-def test_forks_have_their_turn_however_many_callbacks_are_to_come() -> None:
-    callbacks = standstill.Callbacks()
-    count, ends = 0, False
-
-    def call() -> None:
-        nonlocal count
-        while not ends:
-            with callbacks:
-                count += 1
-
-    thread = threading.Thread(target=call)
-    thread.start()
-    try:
-        for _ in range(20):
-            callbacks.suspend()
-            eventually(callbacks.are_at_rest)
-            before = count
-            sum(range(1000))
-            after = count
-            callbacks.resume()
-            assert after == before
-            eventually(lambda before=before: count > before)  # type: ignore[misc]
-    finally:
-        ends = True
-        thread.join()
+def test_forks_are_next_however_many_callbacks_are_to_come(middle: Middle, patient: None) -> None:
+    middle.pool.grow(1)
+    results = [
+        middle.pool.apply_async(pid, callback=lambda _: time.sleep(0.005)) for _ in range(2000)
+    ]
+    for _ in range(5):
+        before = list(middle.pool._pool)
+        os.kill(before[0].pid, signal.SIGKILL)
+        eventually(lambda before=before: set(middle.pool._pool) - set(before))
+    assert not results[-1].ready()
+    for result in results:
+        result.discard()
 
 
 @pytest.mark.parametrize("where", ["a callback", "a log record"])
@@ -268,7 +256,7 @@ def test_a_callback_can_shrink_the_pool_whose_workers_are_being_replaced(patient
         def callback(_: Any) -> None:
             for worker in pool._pool[:2]:
                 os.kill(worker.pid, signal.SIGKILL)
-            eventually(lambda: pool._drive.standstill.callbacks._suspended)
+            eventually(lambda: pool._drive.standstill.turn.is_wanted)
             pool.shrink()
             ended.set()
 
@@ -306,11 +294,27 @@ def test_a_stream_whose_user_logs(
     assert middle.pool.apply_async(pid).get(PATIENCE) != os.getpid()
 
 
-def test_a_hook_that_wants_what_the_writer_of_a_record_holds(tmp_path: Path) -> None:
+def test_a_stream_whose_user_waits_for_a_callback(
+    middle: Middle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    middle.replaced.set()  # nobody else is to be killed
+    middle.pool.grow(1)
+    eventually(lambda: len([worker for worker in middle.pool._pool if worker.pid]) == 2)
+    tee, told = Tee(), threading.Event()
+    monkeypatch.setattr(sys, "stdout", tee)
+    with tee.lock:
+        os.kill(middle.pool._pool[0].pid, signal.SIGKILL)
+        assert tee.waits.wait(PATIENCE)
+        middle.pool.apply_async(pid, callback=lambda _: told.set())
+        assert told.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("first", ["billiard, logging", "logging"])
+def test_a_hook_that_wants_what_the_writer_of_a_record_holds(first: str, tmp_path: Path) -> None:
     """In a process of its own: hooks are for ever."""
     script = tmp_path / "script.py"
     script.write_text(
-        "import billiard, logging, os, signal, threading\n"
+        f"import {first}, os, signal, threading\n"
         "lock, wanted = threading.Lock(), threading.Event()\n"
         "def before():\n"
         "    wanted.set()\n"
@@ -318,6 +322,7 @@ def test_a_hook_that_wants_what_the_writer_of_a_record_holds(tmp_path: Path) -> 
         "os.register_at_fork(\n"
         "    before=before, after_in_parent=lock.release, after_in_child=lock.release\n"
         ")\n"
+        "import billiard\n"
         "logging.basicConfig(filename=os.devnull)\n"
         "pool = billiard.get_context('fork').Pool(1)\n"
         "first = pool.apply(os.getpid)\n"

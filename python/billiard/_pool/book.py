@@ -484,9 +484,6 @@ class Pool(Hooks, Submitting):
         """Replace the workers that have exited."""
         with self._drive.maintenance:
             joined = self._join_exited_workers()
-            missing = self._processes - len(self._staying())
-        # Not within the lock: a callback that wants it may be waited for.
-        with self._drive.making(missing):
             self._repopulate_pool(joined)
         if not self.threads and self._putlock is not None:
             for _ in joined:

@@ -168,10 +168,6 @@ class Drive:
         """Whether workers that have ended are to be replaced."""
         raise NotImplementedError
 
-    def making(self, many: int) -> AbstractContextManager[None]:
-        """Held by who replaces workers while so many are made."""
-        return UNLOCKED
-
     def is_busy(self, worker: Any) -> bool:
         """Whether a worker has a task."""
         raise NotImplementedError

@@ -92,7 +92,7 @@ class NativeDrive(Supervision):
         timeouts, results = pool._timeout_handler, pool._result_handler
         self.handlers = (tasks, supervisor, timeouts, results)
         results.patience, results.on_end, results.counts = None, self._end, False
-        results.turn = self.standstill.callbacks
+        results.turn = self.standstill.turn
         results.state_handlers.update(
             {
                 SOFT: self._on_soft,

@@ -6,19 +6,23 @@ its own, soon after something has happened and the program's threads are busy wi
 pool that has to look.
 
 ```
- before a fork, in this order                                                     at most
+ supervisor                                                                         at most
  ──────────────────────────────────────────────────────────────────────────────────────────
- who called `terminate_job`  has had time to tell others                          0.1 s
- callbacks                   the one that runs has ended; the next one waits      1 s
- imports                     none is under way in any thread                      5 s
- sys.stdout, sys.stderr      have been flushed, which waits for who writes there
- log records                 nobody is in the middle of one; the next one waits   1 s
+ waits until no thread imports                                                      5 s
+ waits until who called `terminate_job` has had time to tell others                 0.1 s
+ ┌► flushes sys.stdout and sys.stderr, which waits for who writes there
+ │  runs the hooks before forks
+ │  takes the locks, which are: the result handler's turn (a callback runs),
+ │       those of `logging` and its handlers (a record is written)
+ │    all free ───► forks, lets them go at once ───► runs the hooks after forks
+ │    one is not ─► lets the others go, runs the hooks as after a fork that failed
+ └────── waits for that one                                                         1 s
 ```
 
-That is the supervisor's: whoever else has workers made chooses the instant, and waits for imports
-alone. Nothing is held while something is waited for, but that no callback begins. What takes too
-long is waited for once: a callback may itself want the worker. Locks that the threads of the
-program hold otherwise are beyond our knowledge.
+Nothing but the drive's ``maintenance`` is held while anything is waited for. A callback or a record
+that takes too long is given up, and not waited for again: it may itself want the worker. Whoever
+else has workers made chooses the instant, and waits for imports alone. Locks that the threads of
+the program hold otherwise are beyond our knowledge.
 """
 
 from __future__ import annotations
@@ -27,7 +31,7 @@ import sys
 import threading
 from time import monotonic, sleep
 
-from .._at_fork import guards
+from ..popen_fork import flush_standard_streams
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,41 +39,12 @@ if TYPE_CHECKING:
 
 #: seconds that a fork waits for other threads to end their imports
 IMPORT_PATIENCE = 5.0
-#: seconds that it waits for a callback, and for log records, to be at their end
+#: seconds that forks wait for callbacks and log records
 PATIENCE = 1.0
-#: Seconds until a worker is forked in place of one whose job has been terminated.
+#: seconds until a worker is forked in place of one whose job has been terminated
 TERMINATED_GRACE = 0.1
-#: seconds between two looks
-PAUSE = 0.001
-
-
-class Standstill:
-    """``with standstill:`` in the supervisor around the making of workers. Process-local."""
-
-    def __init__(self) -> None:
-        #: ``with standstill.callbacks:`` around what the result handler does with one message
-        self.callbacks = Callbacks()
-        self._not_before = 0.0
-        #: the pool is being terminated: nothing is waited for
-        self.is_over = False
-
-    def note_termination(self) -> None:
-        """A thread has a job terminated, and goes on with what it has to do for that."""
-        self._not_before = monotonic() + TERMINATED_GRACE
-
-    def __enter__(self) -> None:
-        RECORDS.suspend_at_forks()
-        self.callbacks.suspend()
-        deadline = monotonic() + PATIENCE
-        while not (self._not_before <= monotonic() and self.callbacks.are_at_rest()):
-            if self.is_over or monotonic() > deadline:
-                self.callbacks.give_up()
-                break
-            sleep(PAUSE)
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.callbacks.resume()
-        RECORDS.resume()
+#: seconds between two looks, and how long the result handler lets forks go first
+PAUSE = 0.002
 
 
 def wait_for_imports() -> None:
@@ -86,118 +61,127 @@ def wait_for_imports() -> None:
         sleep(PAUSE)
 
 
-class Callbacks:
-    """Callbacks take turns with forks.
-
-    ```
-     nobody ──► a callback runs ──► nobody ──► forks are made ──► nobody
-                  │ forks wait: they are next, however many callbacks are to come
-                  └─ too long: forks are made, now and later, as if it did not run
-    ```
-
-    Used by two threads, neither of which runs signal handlers: result handler and supervisor.
-    """
+class Turn:
+    """What the result handler holds while it handles a message."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._resumed = threading.Condition(self._lock)
-        self._suspended = False
-        #: how many have begun and how many have ended
-        self._begun = self._ended = 0
-        #: the number of the last one that was waited for in vain
-        self._given_up = 0
+        self.lock = threading.RLock()
+        #: forks wait for it: they are next, however many messages are to come
+        self.is_wanted = False
+        #: who has it has been waited for in vain, or waits for forks
+        self.is_given_up = False
+        self._holder: int | None = None
 
     def __enter__(self) -> None:
-        with self._lock:
-            while self._suspended:
-                self._resumed.wait()
-            self._begun += 1
+        if self.is_wanted:
+            sleep(PAUSE)
+        self.lock.acquire()
+        self._holder = threading.get_ident()
 
     def __exit__(self, *exc_info: object) -> None:
-        self._ended += 1
+        self._holder = None
+        self.is_given_up = False
+        self.lock.release()
 
-    def suspend(self) -> None:
-        """Have no other begin until `resume`."""
-        with self._lock:
-            self._suspended = True
+    def waits_for_forks(self) -> None:
+        """If the calling thread has it: forks are not to wait for it."""
+        if self._holder == threading.get_ident():
+            self.is_given_up = True
 
-    def are_at_rest(self) -> bool:
-        """Whether none runs, but for one that was given up."""
-        return self._begun in (self._ended, self._given_up)
-
-    def give_up(self) -> None:
-        """Do not wait any more for the one that runs."""
-        self._given_up = self._begun
-
-    def resume(self) -> None:
-        with self._lock:
-            self._suspended = False
-            self._resumed.notify_all()
+    def wait(self, deadline: float) -> None:
+        """Wait until nobody has it, and have whoever is next wait a moment."""
+        self.is_wanted = True
+        while not self.is_given_up and monotonic() < deadline:
+            if self.lock.acquire(True, PAUSE):
+                self.lock.release()
+                return
+        self.is_given_up = True
 
 
-class Records:
-    """Log records: who writes one holds a lock of ``logging``, and perhaps one of a file.
+class Maintenance:
+    """``with maintenance:`` while workers are reaped, replaced or told to go: an RLock.
 
-    The former are free in a child, ``logging`` sees to that; the latter are not. So the locks of
-    ``logging`` are held across the fork.
+    Forks are made, and wait for callbacks, while it is held; callbacks may want it.
+    """
 
-    One for the process. For threads that run no signal handlers.
+    def __init__(self, turn: Turn) -> None:
+        self._lock = threading.RLock()
+        self._turn = turn
+
+    def __enter__(self) -> None:
+        if not self._lock.acquire(False):
+            self._turn.waits_for_forks()
+            self._lock.acquire()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+class Standstill:
+    """``with standstill:`` in the supervisor around forks, which ask it for locks.
+
+    Process-local, and of no use in a forked child. The supervisor runs no signal handlers.
     """
 
     def __init__(self) -> None:
-        #: the threads whose forks are meant, and the locks that each has taken
-        self._taken: dict[int, list[Any]] = {}
-        #: locks that were waited for in vain, and have not been had since
+        self.turn = Turn()
+        #: the pool is being terminated: nothing is waited for
+        self.is_over = False
+        self._not_before = self._deadline = 0.0
+        #: locks of `logging` that were waited for in vain, and have been held since
         self._given_up: list[Any] = []
 
-    def suspend_at_forks(self) -> None:
-        """Have none written while this thread forks, until `resume`."""
-        self._taken[threading.get_ident()] = []
+    def note_termination(self) -> None:
+        """A thread has a job terminated, and goes on with what it has to do for that."""
+        self._not_before = monotonic() + TERMINATED_GRACE
 
-    def resume(self) -> None:
-        del self._taken[threading.get_ident()]
+    def __enter__(self) -> Standstill:
+        if monotonic() < self._not_before:
+            while monotonic() < self._not_before and not self.is_over:
+                sleep(PAUSE)
+            flush_standard_streams()
+        self._deadline = monotonic() + PATIENCE
+        return self
 
-    def before_fork(self) -> None:
-        taken = self._taken.get(threading.get_ident())
-        if taken is None:
-            return
-        deadline = monotonic() + PATIENCE
-        missed = self._try_all(taken)
-        while any(lock not in self._given_up for lock in missed):
-            if monotonic() > deadline:
-                break
-            # Only one is waited for, and nothing is held meanwhile: its holder may want the others.
-            self.after_in_parent()
-            first = next(lock for lock in missed if lock not in self._given_up)
-            if first.acquire(True, max(0.0, deadline - monotonic())):
-                taken.append(first)
-            missed = self._try_all(taken)
-        self._given_up = missed
+    def __exit__(self, *exc_info: object) -> None:
+        self.turn.is_wanted = False
 
-    def _try_all(self, taken: list[Any]) -> list[Any]:
-        """Take all that can be had now; those that cannot."""
-        logging = sys.modules.get("logging")
-        lock = getattr(logging, "_lock", None)
-        missed: list[Any] = []
-        self._try(lock, taken, missed)
-        if lock in taken:  # it guards the set, which has those that are made anew in a child
-            for handler in list(getattr(logging, "_at_fork_reinit_lock_weakset", ())):
-                self._try(handler.lock, taken, missed)
-        return missed
+    def locks(self) -> list[Any]:
+        """What has to be free at a fork."""
+        if self.is_over:
+            return []
+        # Who is given up is looked at again, in case he has ended.
+        self._given_up = [lock for lock in self._given_up if not is_free(lock)]
+        locks = [lock for lock in locks_of_logging() if lock not in self._given_up]
+        return locks if self.turn.is_given_up else [self.turn.lock, *locks]
 
-    def _try(self, lock: Any, taken: list[Any], missed: list[Any]) -> None:
-        if isinstance(lock, RLOCK) and lock not in taken:
-            (taken if lock.acquire(False) else missed).append(lock)
+    def wait_for(self, lock: Any) -> None:
+        """One of them is not free."""
+        if lock is self.turn.lock:
+            self.turn.wait(self._deadline)
+        elif lock.acquire(True, max(0.0, self._deadline - monotonic())):
+            lock.release()
+        else:
+            self._given_up.append(lock)
+        # Since the last time somebody may have begun to write.
+        flush_standard_streams()
 
-    def after_in_parent(self) -> None:
-        taken = self._taken.get(threading.get_ident(), [])
-        while taken:
-            taken.pop().release()
 
-    def after_in_child(self) -> None:
-        self._taken.clear()
+def locks_of_logging() -> list[Any]:
+    """Those that ``logging`` makes anew in a child; first that of the module, as there."""
+    logging = sys.modules.get("logging")
+    renewed = getattr(logging, "_at_fork_reinit_lock_weakset", ())
+    handlers = [reference() for reference in list(getattr(logging, "_handlerList", ()))]
+    locks = [handler.lock for handler in handlers if handler is not None and handler in renewed]
+    return [lock for lock in (getattr(logging, "_lock", None), *locks) if type(lock) is RLOCK]
+
+
+def is_free(lock: Any) -> bool:
+    """Whether no other thread holds it."""
+    if not lock.acquire(False):
+        return False
+    lock.release()
+    return True
 
 
 RLOCK = type(threading.RLock())
-RECORDS = Records()
-guards.append(RECORDS)

@@ -44,12 +44,11 @@ from .lane import Lane, ReadyCounter
 from .log import error
 from .parts import LostTask, Member
 from .results import ApplyResult
-from .standstill import Standstill, wait_for_imports
+from .standstill import Maintenance, Standstill, wait_for_imports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from contextlib import AbstractContextManager
     from typing import Any
 
     from ..einfo import ExceptionInfo
@@ -117,15 +116,15 @@ class Supervision(Drive):
 
     engine: _core.PoolEngine
     putlock: Any
-    #: task handler, supervisor, timeout handler, result handler
-    handlers: tuple[Any, Any, Any, Any]
 
     def __init__(self, pool: Any) -> None:
         self._pool = ref(pool)
         self.workers: list[Any] = pool._pool
         self.cache: dict[int, Any] = pool._cache
-        self.maintenance = threading.RLock()
         self.standstill = Standstill()
+        self.maintenance = Maintenance(self.standstill.turn)
+        #: task handler, supervisor, timeout handler and result handler, once there are
+        self.handlers: tuple[Any, ...] = ()
         #: how workers are started
         self.method = getattr(pool._ctx, "get_start_method", str)()
         self.members: dict[int, Member] = {}
@@ -175,7 +174,7 @@ class Supervision(Drive):
         try:
             if forks and all(map(is_plain, workers)):
                 lanes = [worker.inq.shared for worker in workers]
-                start_all(workers, lambda _: self.engine.fork_workers(lanes))
+                start_all(workers, lambda _: self._fork(lanes))
             elif self.method == "forkserver":
                 start_all(workers)
             else:
@@ -195,6 +194,12 @@ class Supervision(Drive):
                     failure = exc
             if failure is not None:
                 raise failure
+
+    def _fork(self, lanes: list[_core.PoolLane]) -> list[_core.Child | OSError] | int:
+        if threading.current_thread() not in self.handlers:
+            return self.engine.fork_workers(lanes)
+        with self.standstill as standstill:
+            return self.engine.fork_workers(lanes, standstill)
 
     def _take_in(self, worker: Any) -> None:
         """A worker has been started, or has not."""
@@ -236,11 +241,6 @@ class Supervision(Drive):
             return False
         self.starts.look(self.engine.ready())
         return self.starts.have_a_chance(others=bool(self.workers))
-
-    def making(self, many: int) -> AbstractContextManager[None]:
-        supervises = threading.current_thread() is self.handlers[1]
-        forks = self.method == "fork" and many > 0 and self.wants_workers()
-        return self.standstill if supervises and forks else super().making(many)
 
     def is_busy(self, worker: Any) -> bool:
         member = self.members.get(worker.pid)

@@ -406,12 +406,18 @@ impl PoolEngine {
     ///
     /// Of the first ones, those that no CPU is free for begin when there are two tasks, or some
     /// milliseconds after `start`: before, they would only take it from this process, and from the
-    /// worker of its first task.
-    fn fork_workers(&self, py: Python<'_>, lanes: Vec<PyRef<'_, PoolLane>>) -> PyResult<Forked> {
+    /// worker of its first task. For `standstill` see `fork_each`.
+    #[pyo3(signature = (lanes, standstill=None))]
+    fn fork_workers(
+        &self,
+        py: Python<'_>,
+        lanes: Vec<PyRef<'_, PoolLane>>,
+        standstill: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Forked> {
         let common = &self.hub()?.common;
         let line = lifeline::end_for_children().map_err(os_error)?;
         let at_once = (cpu::usable() - 1).max(1);
-        fork_each(py, lanes.len(), |moment, number| match moment {
+        fork_each(py, lanes.len(), standstill, |moment, number| match moment {
             Moment::Before => lanes[number].admit(),
             Moment::Parent => lanes[number].withhold(),
             Moment::Child => {
