@@ -336,7 +336,7 @@ pub(super) enum Moment {
 ///
 /// `standstill` knows what other threads must not be in the middle of: its `locks()` are held from
 /// after the hooks before a fork until right after it. While one of them is not free there is no
-/// fork: it is told to `wait_for` that lock, and then it begins anew.
+/// fork: `standstill` is told to `wait_for` that lock, and it begins anew.
 pub(super) fn fork_each(
     py: Python<'_>,
     many: usize,
@@ -353,20 +353,19 @@ pub(super) fn fork_each(
             }
         };
         let forked = loop {
+            let locks = told(&mut standstill, |it| it.call_method0("locks")?.extract());
+            let locks: Vec<Bound<'_, PyAny>> = locks.unwrap_or_default();
+            let mut busy = None;
             at(Moment::Before, number);
-            let attempt = attempt_fork(py, standstill, || at(Moment::Child, number));
-            if !matches!(attempt, Ok(Ok(0))) {
+            let fork = || fork_holding(&locks, &mut busy);
+            let forked = fork_with_hooks(py, fork, || at(Moment::Child, number));
+            if forked != Ok(0) {
                 at(Moment::Parent, number);
             }
-            match attempt {
-                Ok(forked) => break forked,
-                Err(None) => (),
-                Err(Some(error)) => {
-                    // Others have been forked already, and somebody waits for this one.
-                    error.write_unraisable(py, standstill);
-                    standstill = None;
-                }
-            }
+            let Some(place) = busy else { break forked };
+            told(&mut standstill, |it| {
+                it.call_method1("wait_for", (&locks[place],))
+            });
         };
         if forked == Ok(0) {
             plan.in_child();
@@ -382,38 +381,33 @@ pub(super) fn fork_each(
     Ok(Forked::Parent(children))
 }
 
-/// Forks while the locks of `standstill` are held. An error means that there was no fork: None if
-/// one of them was not free, and has been waited for.
-fn attempt_fork(
-    py: Python<'_>,
-    standstill: Option<&Bound<'_, PyAny>>,
-    born: impl FnOnce(),
-) -> Result<nix::Result<libc::pid_t>, Option<PyErr>> {
-    let Some(standstill) = standstill else {
-        return Ok(fork_with_hooks(py, process::fork, born));
-    };
-    let locks: Vec<Bound<'_, PyAny>> = standstill.call_method0("locks")?.extract()?;
-    let mut busy = None;
-    let fork = || {
-        let held = HeldLocks::take(&locks).map_err(|place| {
-            busy = Some(place);
-            Errno::EBUSY
-        })?;
-        let pid = process::fork();
-        if pid == Ok(0) {
-            // They belong to the parent.
-            std::mem::forget(held);
-        }
-        pid
-    };
-    let forked = fork_with_hooks(py, fork, born);
-    match busy {
-        None => Ok(forked),
-        Some(place) => {
-            standstill.call_method1("wait_for", (&locks[place],))?;
-            Err(None)
-        }
+/// Forks while the locks are held; if one of them is not free, `busy` becomes its place instead.
+fn fork_holding(locks: &[Bound<'_, PyAny>], busy: &mut Option<usize>) -> nix::Result<libc::pid_t> {
+    let held = HeldLocks::take(locks).map_err(|place| {
+        *busy = Some(place);
+        Errno::EBUSY
+    })?;
+    let pid = process::fork();
+    if pid == Ok(0) {
+        // They belong to the parent.
+        std::mem::forget(held);
     }
+    pid
+}
+
+/// What `f` gets from `standstill`, if there is one; it is not asked again after an error: some have
+/// been forked already, and somebody waits for the others.
+fn told<'py, T>(
+    standstill: &mut Option<&Bound<'py, PyAny>>,
+    f: impl FnOnce(&Bound<'py, PyAny>) -> PyResult<T>,
+) -> Option<T> {
+    let it = (*standstill)?;
+    f(it)
+        .inspect_err(|error| {
+            error.clone_ref(it.py()).write_unraisable(it.py(), Some(it));
+            *standstill = None;
+        })
+        .ok()
 }
 
 impl<'py> IntoPyObject<'py> for Forked {

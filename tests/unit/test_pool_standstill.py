@@ -181,7 +181,7 @@ def test_what_follows_terminate_job(middle: Middle, patient: None, monkeypatch: 
     middle.pool.terminate_job(middle.pool._pool[0].pid)
     with middle.lock:
         assert not middle.replaced.wait(A_WHILE)
-    middle.pool._drive.standstill._not_before = 0.0
+    middle.pool._drive.standstill.is_over = True  # waits no longer
     served_by_the_next(middle, in_the_middle)
 
 
@@ -244,6 +244,28 @@ def test_who_stays_in_is_waited_for_once(
         go_on.set()
         if thread.ident:
             thread.join()
+
+
+def test_jobs_may_be_terminated_again_and_again(middle: Middle) -> None:
+    middle.pool.grow(1)
+    ends = threading.Event()
+
+    def terminate() -> None:
+        while not ends.wait(standstill.TERMINATED_GRACE / 5):
+            # It is not to be the workers who do not get on.
+            middle.pool.terminate_job(first.pid, signal.SIGCONT)
+
+    assert middle.replaced.wait(PATIENCE)
+    middle.replaced.clear()
+    first, second = middle.pool._pool
+    thread = threading.Thread(target=terminate)
+    thread.start()
+    try:
+        os.kill(second.pid, signal.SIGKILL)
+        assert middle.replaced.wait(PATIENCE / 2)
+    finally:
+        ends.set()
+        thread.join()
 
 
 # ---- nobody waits for who waits for him ------------------------------------------------------

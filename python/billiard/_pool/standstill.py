@@ -9,7 +9,7 @@ pool that has to look.
  supervisor                                                                         at most
  ──────────────────────────────────────────────────────────────────────────────────────────
  waits until no thread imports                                                      5 s
- waits until who called `terminate_job` has had time to tell others                 0.1 s
+ waits until who called `terminate_job` has had time to tell others                 50 ms
  ┌► flushes sys.stdout and sys.stderr, which waits for who writes there
  │  runs the hooks before forks
  │  takes the locks, which are: the result handler's turn (a callback runs),
@@ -42,7 +42,7 @@ IMPORT_PATIENCE = 5.0
 #: seconds that forks wait for callbacks and log records
 PATIENCE = 1.0
 #: seconds until a worker is forked in place of one whose job has been terminated
-TERMINATED_GRACE = 0.1
+TERMINATED_GRACE = 0.05
 #: seconds between two looks, and how long the result handler lets forks go first
 PAUSE = 0.002
 
@@ -136,8 +136,10 @@ class Standstill:
         self._not_before = monotonic() + TERMINATED_GRACE
 
     def __enter__(self) -> Standstill:
-        if monotonic() < self._not_before:
-            while monotonic() < self._not_before and not self.is_over:
+        # As it is now: others may be terminated again and again.
+        not_before = self._not_before
+        if monotonic() < not_before:
+            while monotonic() < not_before and not self.is_over:
                 sleep(PAUSE)
             flush_standard_streams()
         self._deadline = monotonic() + PATIENCE
