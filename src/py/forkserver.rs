@@ -7,7 +7,8 @@ use pyo3::prelude::*;
 
 use super::block::{Deadline, block_on};
 use super::error::os_error;
-use super::process::{Child, fork_with_hooks};
+use super::fork::fork_with_hooks;
+use super::process::Child;
 use crate::sys::io::into_raw;
 use crate::sys::mutex::Mutex;
 use crate::sys::process::fork;

@@ -13,6 +13,7 @@ mod codec;
 mod connection;
 mod direct;
 mod exit;
+mod fork;
 mod forkserver;
 mod framing;
 mod heap;
@@ -40,6 +41,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     payload::register(module)?;
     pool::register(module)?;
     process::register(module)?;
+    fork::register(module)?;
     queues::register(module)?;
     shared_memory::register(module)?;
     sharedctypes::register(module)?;

@@ -22,7 +22,7 @@ use crate::pool::shared::NAMED;
 use crate::pool::state::{Cancelled, Gained, Mail};
 use crate::py::block::{Deadline, block_on};
 use crate::py::error::os_error;
-use crate::py::process::{Forked, Moment, fork_each};
+use crate::py::fork::{Forked, Moment, fork_each};
 use crate::sys::cpu;
 use crate::sys::fork::Kept;
 use crate::sys::lifeline;
