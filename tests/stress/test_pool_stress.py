@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import random
 import signal
@@ -9,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,7 @@ from storm import (
     lost,
     maps,
     megabytes,
+    numbers,
     started,
     strange_results,
     use,
@@ -49,6 +52,11 @@ pytestmark = [pytest.mark.stress, pytest.mark.timeout(180 + 2 * SECONDS)]
 fork: Any = billiard.get_context("fork")
 #: Seconds between two deaths. On a busy machine workers need a while before they can do anything.
 PAUSES = {"fork": 0.03, "forkserver": 0.1, "spawn": 0.4}
+
+
+log = logging.getLogger("storm")
+log.setLevel(logging.INFO)
+log.propagate = False
 
 
 def pause(ctx: Any) -> float:
@@ -127,6 +135,37 @@ def test_workers_that_are_replaced_after_a_few_tasks_lose_nothing(ctx: Any) -> N
         tally = Tally()
         use(pool, tally, SHORT, [megabytes])  # few tasks: spawning takes its time
         check_alive(pool, 2)
+
+
+def test_workers_are_replaced_while_a_thread_of_the_parent_logs(tmp_path: Path) -> None:
+    """A worker that is forked while a record is written hangs with its first one."""
+    log.addHandler(handler := logging.FileHandler(tmp_path / "log"))
+
+    def chat() -> int:
+        log.info("a record")
+        return 1
+
+    def squares(pool: Any, dice: random.Random, tally: Tally) -> None:
+        mine = numbers(dice)
+        results = [pool.apply_async(square_and_log, (n,)) for n in mine]
+        for n, result in zip(mine, results, strict=True):
+            tally.take(lambda r=result: r.get(PATIENCE), lambda v, n=n: v == n * n)
+
+    try:
+        with pool_of(fork, 2, maxtasksperchild=1) as pool:
+            tally = Tally()  # nobody kills workers: that would end one that hangs
+            with strikes(chat, 0.0002):
+                use(pool, tally, SHORT, [squares])
+            assert tally.right
+            check_alive(pool, 2)
+    finally:
+        log.removeHandler(handler)
+        handler.close()
+
+
+def square_and_log(n: int) -> int:
+    log.info("the square of %d", n)
+    return n * n
 
 
 def test_workers_that_are_told_to_terminate_by_strangers(ctx: Any) -> None:
