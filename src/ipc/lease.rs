@@ -96,6 +96,15 @@ pub fn condemn(word: &AtomicU64, task: u64) -> bool {
     swap(word, task, Phase::Condemned)
 }
 
+/// Parent: has it been decided so already, and is the worker still there?
+pub fn is_condemned(word: &AtomicU64, task: u64) -> bool {
+    let condemned = Lease {
+        task,
+        phase: Phase::Condemned,
+    };
+    read(word) == condemned
+}
+
 fn swap(word: &AtomicU64, task: u64, phase: Phase) -> bool {
     let new = Lease { task, phase }.word();
     word.compare_exchange(accepted(task), new, Ordering::SeqCst, Ordering::Relaxed)

@@ -240,7 +240,8 @@ impl State {
         let claimer = claim::claimer(&self.common, position).map(usize::from);
         let index = match claimer.filter(|&index| self.still_claims(index, position)) {
             Some(index) => Some(index),
-            None => (0..self.workers.len()).find(|&index| self.condemn(index, number)),
+            None => (0..self.workers.len())
+                .find(|&index| self.condemn(index, number) || self.is_condemned(index, number)),
         };
         let Some(index) = index else {
             return (Cancelled::TooLate, None);
@@ -270,5 +271,11 @@ impl State {
     pub(super) fn condemn(&self, index: usize, number: u64) -> bool {
         self.worker(index)
             .is_some_and(|worker| lease::condemn(worker.lane.lease(), number))
+    }
+
+    /// Whether a worker was told to end this task, by a signal that it may not have heeded.
+    pub(super) fn is_condemned(&self, index: usize, number: u64) -> bool {
+        self.worker(index)
+            .is_some_and(|worker| lease::is_condemned(worker.lane.lease(), number))
     }
 }

@@ -4,8 +4,7 @@ use std::cmp::Reverse;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::{Mail, State, Task, Worker};
-use crate::ipc::lease;
+use super::{Mail, State, Task};
 use crate::pool::jobs::Owner;
 
 #[derive(Debug, PartialEq, PartialOrd)]
@@ -86,11 +85,13 @@ impl State {
         else {
             return false;
         };
-        let condemned = |worker: &Option<Worker>| {
-            let lease = worker.as_ref().map(|worker| worker.lane.lease());
-            lease.is_some_and(|lease| lease::condemn(lease, number))
-        };
-        let Some(index) = self.workers.iter().position(condemned) else {
+        let mut workers = 0..self.workers.len();
+        if let Some(index) = workers.clone().find(|&i| self.is_condemned(i, number)) {
+            // By `terminate_job`, whose signal has not ended it. It stays a job that was terminated.
+            self.end(index, libc::SIGTERM);
+            return false;
+        }
+        let Some(index) = workers.find(|&index| self.condemn(index, number)) else {
             return false;
         };
         self.remove(number);
