@@ -249,6 +249,59 @@ def test_a_job_can_be_terminated(tmp_path: Path) -> None:
         assert pool.apply(square, (3,)) == 9
 
 
+@pytest.mark.parametrize("limit", [None, 0.5])
+def test_a_stopped_worker_whose_job_was_terminated_can_still_be_ended(limit: float | None) -> None:
+    """By `cancel` or its hard limit: the signal of `terminate_job` does nothing to it."""
+    with pool_of(fork, 1) as pool:
+        result = pool.apply_async(stop_here, callback=str, timeout=limit)
+        (worker,) = eventually(result.worker_pids)
+        eventually(lambda: is_stopped(worker))
+        pool.terminate_job(worker)
+        with pytest.raises(billiard.TimeoutError):
+            result.get(0.1)
+        if limit is None:
+            assert result.cancel()
+        with pytest.raises(Terminated):
+            result.get(PATIENCE)
+        assert pool.apply(square, (3,)) == 9
+
+
+def stop_here() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def is_stopped(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "T"
+
+
+def come_back(how: object) -> int:
+    """The exit code of a child that comes back from this task, too."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if isinstance(how, BaseException):
+        raise how
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("how", "exitcode"), [(None, 0), (LookupError(), 1), (SystemExit(3), 3), (SystemExit(), 0)]
+)
+def test_a_child_that_comes_back_from_a_task_is_no_worker(
+    ctx: Any, how: object, exitcode: int
+) -> None:
+    with pool_of(ctx, 1) as pool:
+        assert pool.apply(come_back, (how,)) == exitcode
+        (worker,) = pool._pool
+        assert set(pool.map(pid, range(20), 1)) == {worker.pid}
+
+
+def test_a_child_that_comes_back_from_an_initializer_is_no_worker(ctx: Any) -> None:
+    with pool_of(ctx, 1, come_back, (None,)) as pool:
+        (worker,) = pool._pool
+        assert set(pool.map(pid, range(20), 1)) == {worker.pid}
+
+
 def test_workers_are_gone_when_their_parent_is() -> None:
     done = run(
         "import billiard, os, signal\n"

@@ -617,6 +617,20 @@ def turn_until_shut(pool: Any) -> None:
         pool.turn()
 
 
+def come_back() -> int:
+    """The exit code of a child that comes back from this task, too."""
+    child = os.fork()
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) if child else 0
+
+
+def test_a_child_that_comes_back_from_a_task_is_no_worker(make_pool: Any) -> None:
+    pool = make_pool(1)
+    for _ in range(3):
+        result = pool.apply_async(come_back)
+        drive_until(pool, result.ready)
+        assert result.get(0) == 0
+
+
 def test_a_worker_s_parts_can_be_made_without_a_pool() -> None:
     inq, outq = _SimpleQueue(), _SimpleQueue()
     worker = pool_module.Worker(inq, outq, maxtasks=2)

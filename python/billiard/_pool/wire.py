@@ -6,6 +6,8 @@ by an error that can. The native drive's Rust part calls these functions where i
 
 from __future__ import annotations
 
+import os
+import sys
 from _pickle import PicklingError, Unpickler, dumps, loads
 from io import BytesIO
 from types import BuiltinFunctionType, FunctionType, ModuleType
@@ -13,6 +15,8 @@ from types import BuiltinFunctionType, FunctionType, ModuleType
 from .. import exceptions
 from ..einfo import ExceptionInfo, RemoteTraceback
 from ..exceptions import SoftTimeLimitExceeded, Terminated
+from ..popen_fork import flush_standard_streams
+from ..process import current_process
 from ..reduction import ForkingPickler, dumps_by_value
 from .constants import STRANGE, TASK, job_counter
 from .failures import captured, task_error  # noqa: F401  (for the Rust part)
@@ -156,6 +160,27 @@ def abridged(info: ExceptionInfo, refused: BaseException) -> ExceptionInfo:
 
 def _abridge(text: str) -> str:
     return text if len(text) <= 2 * _SHORT else f"{text[:_SHORT]}\n...\n{text[-_SHORT:]}"
+
+
+def end_if_stray(worker: int) -> None:
+    """After code of the user's, with the pid of before: see :func:`end_stray`."""
+    if os.getpid() != worker:
+        end_stray(sys.exception())
+
+
+def end_stray(exc: BaseException | None) -> NoReturn:
+    """End a process that a task has forked and that has come back from it: it is no worker.
+
+    :param exc: what it came back with, if not with a value.
+    """
+    status = 0
+    try:
+        if exc is not None:
+            raise exc
+    except BaseException as raised:
+        status = current_process()._exit_status_of(raised)
+    flush_standard_streams()
+    os._exit(status & 0xFF)
 
 
 class Unreadable:

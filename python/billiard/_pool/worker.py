@@ -224,7 +224,11 @@ class Worker:
             if hasattr(queue, end):
                 getattr(queue, end).close()
         if self.initializer is not None:
-            self.initializer(*self.initargs)
+            here = os.getpid()
+            try:
+                self.initializer(*self.initargs)
+            finally:
+                wire.end_if_stray(here)
         # After the initializer, which may have set handlers of its own.
         take_over_signals(full=self.sigprotection)
         if SIG_SOFT_TIMEOUT is not None:
@@ -286,7 +290,8 @@ class Worker:
         """Run tasks until there is a reason to stop; returns the exit status."""
         if self._is_served():
             return self._serve(debug)
-        pid = pid or os.getpid()
+        here = os.getpid()
+        pid = pid or here
         put, wait_for_job = self.outq.put, self.wait_for_job
         inqW_fd, synqW_fd = self.inqW_fd, self.synqW_fd  # type: ignore[attr-defined]
         maxtasks, memory_limit = self.maxtasks, self.max_memory_per_child or 0
@@ -306,7 +311,7 @@ class Worker:
                 put((ACK, (job, i, now(), pid, synqW_fd)))
                 if self.wait_for_syn is not None and not self._may_run(job):
                     continue
-                outcome, ending = self._run(fun, args, kwargs)
+                outcome, ending = self._run(here, fun, args, kwargs)
                 # Nothing of the task may live on while the worker waits for the next one.
                 del message, task, fun, args, kwargs
                 try:
@@ -353,14 +358,20 @@ class Worker:
         debug("worker exiting after %d tasks", completed)
         return EX_RECYCLE if is_above or (self.maxtasks and completed >= self.maxtasks) else EX_OK
 
-    def _run(self, fun: Any, args: Any, kwargs: Any) -> tuple[Outcome, BaseException | None]:
-        """Call a task. Returns its outcome, and the exception that ends the worker, if it does."""
+    def _run(
+        self, here: int, fun: Any, args: Any, kwargs: Any
+    ) -> tuple[Outcome, BaseException | None]:
+        """Call a task in the process `here`.
+
+        Returns its outcome, and the exception that ends the worker, if it does.
+        """
         try:
             try:
                 _busy[0] = True
                 return (True, self.prepare_result(fun(*args, **kwargs))), None
             finally:
                 _busy[0] = False
+                wire.end_if_stray(here)
         except BaseException as exc:
             if terminate_handler_fired():
                 # Our own handler has run: the worker is on its way out, and whatever exception

@@ -199,6 +199,7 @@ impl PoolLane {
             wire,
             prepare,
             fired,
+            pid: fork::pid(),
         };
         let mut completed = 0;
         loop {

@@ -35,6 +35,8 @@ pub(super) struct Serving<'py> {
     pub(super) wire: Bound<'py, PyAny>,
     pub(super) prepare: Option<Bound<'py, PyAny>>,
     pub(super) fired: Bound<'py, PyList>,
+    /// This process: a child that a task forks is no worker.
+    pub(super) pid: u32,
 }
 
 impl<'py> Serving<'py> {
@@ -76,6 +78,11 @@ impl<'py> Serving<'py> {
             RUNNING.store(0, Ordering::SeqCst);
             result
         });
+        if fork::pid() != self.pid {
+            let error = called.err().map(|error| error.into_value(py));
+            self.wire.call_method1(intern!(py, "end_stray"), (error,))?;
+            unreachable!("it ends the process");
+        }
         match called {
             Ok(value) => Ok((true, value, None)),
             Err(error) => {
