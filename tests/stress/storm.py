@@ -357,6 +357,11 @@ class Killer(Bully):
         os.kill(pid, self.signum)
         self._victims.add(pid)
 
+    def __exit__(self, *exc_info: object) -> None:
+        super().__exit__(*exc_info)
+        # One that has not heard of it yet may still begin with a task.
+        eventually(lambda: not self._victims.intersection(workers(self.pool)))
+
 
 class Stopper(Bully):
     """Stops workers for a moment."""

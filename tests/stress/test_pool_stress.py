@@ -410,6 +410,65 @@ def test_jobs_are_cancelled_while_workers_are_killed() -> None:
         check_alive(pool, 3)
 
 
+# ---- handlers that raise ----
+
+
+class Interrupt(Exception):
+    """What a handler raises, anywhere in the main thread."""
+
+
+def be_interrupted(act: Callable[[], object], seconds: float) -> None:
+    """Act again and again; at random instants a signal's handler raises."""
+    armed: list[None] = []
+
+    def interrupt(*_: object) -> None:
+        if armed:
+            armed.pop()
+            raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.003, 0.003)
+    try:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                armed.append(None)
+                while armed:
+                    act()
+            except Interrupt:
+                pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize(
+    "use_it",
+    [
+        lambda pool: pool.map(square, range(50), 1),
+        lambda pool: list(pool.imap(square, range(50), timeout=PATIENCE)),
+        lambda pool: list(pool.imap(square, range(50), buffersize=3)),
+        lambda pool: list(pool.imap(square, range(50), buffersize=3, timeout=PATIENCE)),
+        lambda pool: pool.apply_async(square, (3,), callback=str).get(PATIENCE),
+        lambda pool: pool.shrink(0),  # waits for who replaces workers
+    ],
+    ids=["map", "limited", "buffered", "both", "callback", "shrink"],
+)
+def test_a_pool_works_and_ends_after_handlers_have_raised(
+    use_it: Callable[[Any], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Some meet code that nobody can raise to.
+    monkeypatch.setattr("sys.unraisablehook", lambda unraisable: None)
+    with pool_of(fork, 2) as pool:
+        be_interrupted(lambda: use_it(pool), SHORT / 2)
+        before = workers(pool)
+        os.kill(before[0], signal.SIGKILL)
+        eventually(lambda: before[0] not in workers(pool))
+        assert pool.map(square, range(100), 1) == [n * n for n in range(100)]
+        pool.close()
+        assert pool.join(PATIENCE)
+
+
 # ---- growing, shrinking and ending ----
 
 

@@ -83,10 +83,9 @@ class Turn:
         self.is_given_up = False
         self.lock.release()
 
-    def waits_for_forks(self) -> None:
-        """If the calling thread has it: forks are not to wait for it."""
-        if self._holder == threading.get_ident():
-            self.is_given_up = True
+    def is_mine(self) -> bool:
+        """Whether the calling thread has it."""
+        return self._holder == threading.get_ident()
 
     def wait(self, deadline: float) -> None:
         """Wait until nobody has it, and have whoever is next wait a moment."""
@@ -98,19 +97,19 @@ class Turn:
         self.is_given_up = True
 
 
-class Maintenance:
-    """``with maintenance:`` while workers are reaped, replaced or told to go: an RLock.
+class MaintenanceInTurn:
+    """``with`` the drive's ``maintenance`` in a callback.
 
-    Forks are made, and wait for callbacks, while it is held; callbacks may want it.
+    Forks are made, and wait for callbacks, while it is held: they are not to wait for this one.
     """
 
-    def __init__(self, turn: Turn) -> None:
-        self._lock = threading.RLock()
+    def __init__(self, lock: Any, turn: Turn) -> None:
+        self._lock = lock
         self._turn = turn
 
     def __enter__(self) -> None:
         if not self._lock.acquire(False):
-            self._turn.waits_for_forks()
+            self._turn.is_given_up = True
             self._lock.acquire()
 
     def __exit__(self, *exc_info: object) -> None:

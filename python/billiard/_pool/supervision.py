@@ -44,11 +44,12 @@ from .lane import Lane, ReadyCounter
 from .log import error
 from .parts import LostTask, Member
 from .results import ApplyResult
-from .standstill import Maintenance, Standstill, wait_for_imports
+from .standstill import MaintenanceInTurn, Standstill, wait_for_imports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
     from typing import Any
 
     from ..einfo import ExceptionInfo
@@ -122,7 +123,7 @@ class Supervision(Drive):
         self.workers: list[Any] = pool._pool
         self.cache: dict[int, Any] = pool._cache
         self.standstill = Standstill()
-        self.maintenance = Maintenance(self.standstill.turn)
+        self._maintenance = threading.RLock()
         #: task handler, supervisor, timeout handler and result handler, once there are
         self.handlers: tuple[Any, ...] = ()
         #: how workers are started
@@ -148,6 +149,13 @@ class Supervision(Drive):
         self._kill_all_at: float | None = None
         #: when to try again what the system would not do, or what has failed often
         self._retry_at: float | None = None
+
+    @property
+    def maintenance(self) -> AbstractContextManager[Any]:  # type: ignore[override]
+        turn = self.standstill.turn
+        # Only in the result handler, which runs no signal handlers, may it be code in Python that
+        # takes a lock: what a handler raises would leave it taken.
+        return MaintenanceInTurn(self._maintenance, turn) if turn.is_mine() else self._maintenance
 
     # ---- start ----
 
@@ -417,6 +425,11 @@ class Supervision(Drive):
         """Have all workers end, at the latest when the grace is over."""
         self._kill_all_at = monotonic() + TERMINATE_GRACE
         self._end_workers()
+
+    def end_stragglers(self) -> None:
+        """Have no worker outlast the grace: there are no tasks any more."""
+        self._kill_all_at = monotonic() + TERMINATE_GRACE
+        self.change()
 
     def _end_workers(self) -> None:
         """Tell all that have not been told."""
