@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
+import math
 import signal
 import threading
 import time
@@ -579,6 +580,30 @@ def test_join_waits_so_long_and_says_whether_that_was_enough(tmp_path: Path) -> 
 
 
 @needs_join
+@pytest.mark.parametrize("timeout", [math.inf, 1e300, -1.0])
+def test_times_that_have_passed_and_times_without_end(timeout: float, tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with pool_of(fork, 1) as pool:
+        iterators = [
+            pool.imap(wait_for, [gate], timeout=limit, buffersize=size)
+            for limit in (None, PATIENCE)
+            for size in (None, 1)
+        ]
+        if timeout < 0:
+            for iterator in iterators:
+                with pytest.raises(billiard.TimeoutError):
+                    iterator.next(timeout)
+            pool.close()
+            assert not pool.join(timeout)
+        gate.set()
+        if timeout > 0:
+            for iterator in iterators:
+                assert iterator.next(timeout if timeout == math.inf else 1e9) is None
+            pool.close()
+            assert pool.join(timeout)
+
+
+@needs_join
 def test_a_running_pool_cannot_be_joined_with_a_timeout_either() -> None:
     with pool_of(fork, 1) as pool, pytest.raises(ValueError, match="still running"):
         pool.join(timeout=1)
@@ -627,6 +652,29 @@ def test_drain_cancels_what_is_not_done_and_returns_it(ctx: Any, tmp_path: Path)
     assert done.get(0) == 9
     pool.join()
     assert not pool._pool
+
+
+@needs_drain
+def test_drain_returns_what_callers_have(tmp_path: Path) -> None:
+    limits: list[dict[str, Any]] = [{}, {"timeout": PATIENCE}]
+    with pool_of(fork, 1) as pool:
+        pool.apply_async(wait_for, (Gate(tmp_path),))
+        mine = {
+            pool.imap(square, range(9), buffersize=size, **limit)
+            for size in (None, 2)
+            for limit in limits
+        }
+        assert mine < set(pool.drain(0.1))
+
+
+@needs_drain
+def test_a_worker_that_is_stuck_without_a_task_does_not_outlast_a_drained_pool(
+    ctx: Any, tmp_path: Path
+) -> None:
+    pool = ctx.Pool(1, wait_for, (Gate(tmp_path),))
+    (never,) = [pool.apply_async(square, (3,))]
+    assert pool.drain(0.1) == [never]
+    assert pool.join(PATIENCE) and not pool._pool
 
 
 @needs_drain

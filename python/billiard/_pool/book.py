@@ -609,13 +609,15 @@ class Pool(Hooks, Submitting):
         """
         if self._state == RUN:
             raise ValueError("Pool is still running")
-        ended = self._drive.join(timeout)
+        ended = self._drive.join(checks.patience(timeout))
         if ended and self._give_up_spares is not None:
             self._give_up_spares()
         return ended
 
     def drain(self, timeout: float | None = None) -> list[Any]:
         """Close the pool and wait for its jobs; then cancel those that are not done.
+
+        Workers that do not exit then are ended.
 
         :param timeout: seconds to wait; None: until all are done.
         :returns: the results of the jobs that did not finish. They raise Terminated.
@@ -628,5 +630,9 @@ class Pool(Hooks, Submitting):
             raise ValueError("only pools of processes with threads=True can be drained")
         timeout = checks.amount("timeout", timeout)
         self.close()
-        self._drive.wait_until_idle(timeout)
-        return self._drive.cancel_all()  # type: ignore[attr-defined, no-any-return]
+        is_idle = self._drive.wait_until_idle(timeout)
+        unfinished = self._drive.cancel_all()  # type: ignore[attr-defined]
+        if not is_idle:
+            # Some may be stuck without a task that could have been cancelled.
+            self._drive.end_stragglers()  # type: ignore[attr-defined]
+        return unfinished  # type: ignore[no-any-return]

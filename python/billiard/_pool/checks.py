@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from operator import index
+from threading import TIMEOUT_MAX
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +45,18 @@ def amount(name: str, value: Any) -> Any:
     if not value >= 0:
         raise ValueError(f"{name} must not be negative, not {value!r}")
     return value
+
+
+def patience(timeout: Any) -> Any:
+    """Seconds to wait, or None, as locks, queues and threads accept them.
+
+    A time that has passed is no time, and centuries are as many as there can be.
+    """
+    if timeout is None:
+        return None
+    if timeout != timeout:
+        raise ValueError("timeout must not be NaN")
+    return min(max(timeout, 0), TIMEOUT_MAX)
 
 
 def _not_a_number(name: str, value: object) -> Any:
