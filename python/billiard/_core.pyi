@@ -853,8 +853,11 @@ class PoolResult:
 class PoolSequence:
     """The results of `imap` for tasks without limits; to its users an `IMapIterator`."""
 
-    def begin(self, func: Any, items: Any, buffer: int | None = None) -> None:
-        """What `feed` submits: `func(item)` for the items, so many ahead of the results."""
+    def begin(self, pool: Any, func: Any, items: Any, buffer: int | None = None) -> None:
+        """What `feed` submits: `func(item)` for the items, so many ahead of the results.
+
+        The pool lives as long as there are more.
+        """
 
     def feed(self, tasks: int, bytes: int) -> bool:
         """Submits tasks until so many (or bytes) wait; True when all have been submitted."""
@@ -882,6 +885,14 @@ class PoolSequence:
     @property
     def _job(self) -> int:
         """Its number."""
+
+@final
+class Attempt:
+    """`with Attempt(lock) as held:` takes a lock if it is free, and lets go of it in the end."""
+
+    def __new__(cls, lock: Any) -> Attempt: ...
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *_exc_info: object) -> None: ...
 
 @final
 class PoolLane:

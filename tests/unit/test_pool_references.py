@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
+import time
 import warnings
 import weakref
 from pathlib import Path
@@ -98,6 +100,38 @@ def test_a_result_keeps_its_pool_until_it_is_there(tmp_path: Path) -> None:
         it = fork.Pool(1).imap(square, range(5))
         assert list(it) == [0, 1, 4, 9, 16]
         gc.collect()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed running:ResourceWarning")
+@pytest.mark.parametrize("chunksize", [1, 2])
+@pytest.mark.parametrize("method", ["imap", "imap_unordered"])
+@pytest.mark.parametrize("limits", [{}, {"timeout": PATIENCE}])
+def test_a_job_whose_results_nobody_can_take_any_more_is_forgotten(
+    method: str, chunksize: int, limits: dict[str, float]
+) -> None:
+    pool = fork.Pool(1)
+    for _ in range(3):
+        iterator = getattr(pool, method)(
+            square, itertools.count(), chunksize, buffersize=2, **limits
+        )
+        assert next(iterator) == 0
+    gone = weakref.ref(pool)
+    del pool
+    time.sleep(0.1)  # all that has been read is done
+    gc.collect()
+    assert [next(iterator) for _ in range(10)] == [n * n for n in range(1, 11)]
+    del iterator
+    eventually(lambda: gc.collect() is not None and gone() is None)
+
+
+def test_a_closed_pool_does_not_read_on_for_who_has_gone() -> None:
+    with pool_of(fork, 1) as pool:
+        iterator = pool.imap(square, itertools.count(), buffersize=2, timeout=PATIENCE)
+        assert next(iterator) == 0
+        del iterator
+        assert not pool._cache
+        pool.close()
+        assert pool.join(PATIENCE)
 
 
 def test_a_worker_has_nothing_of_other_workers(ctx: Any) -> None:

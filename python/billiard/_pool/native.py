@@ -39,7 +39,7 @@ from .failures import captured
 from .handlers import Refused
 from .log import debug
 from .parts import LARGE_BYTES, WAITING_TASKS, SequenceTasks, Side
-from .results import ApplyResult
+from .results import ApplyResult, as_held
 from .submissions import Submissions
 from .supervision import TERMINATE_GRACE, Supervision
 
@@ -133,8 +133,8 @@ class NativeDrive(Supervision):
             if sequence.lift():
                 self.submissions.put((SequenceTasks(self, sequence), None))
         for job in list(self.cache.values()):
-            ahead, job._refill = getattr(job, "_refill", None), None
-            if ahead is not None:
+            refill, job._refill = getattr(job, "_refill", None), None
+            if refill is not None and (ahead := refill()) is not None:
                 self.submissions.put((ahead.rest(), None))
         self.submissions.put(None)
 
@@ -234,7 +234,7 @@ class NativeDrive(Supervision):
         """A sequence of calls that is nobody's but the caller's."""
         sequence = self.engine.sequence(pool, ordered)
         self._sequences.add(sequence)
-        sequence.begin(func, iter(items), buffersize)
+        sequence.begin(pool, func, iter(items), buffersize)
         # To read these takes no code of the user's and no time.
         at_hand = kind is range or kind is list or kind is tuple or buffersize is not None
         done = at_hand and sequence.feed(AT_HAND_TASKS, LARGE_BYTES)
@@ -338,7 +338,7 @@ class NativeDrive(Supervision):
         return unfinished
 
     def _cancel_known(self, info: ExceptionInfo) -> list[Any]:
-        unfinished = self._cancel(list(self.cache.values()), info)
+        unfinished = [as_held(job) for job in self._cancel(list(self.cache.values()), info)]
         for sequence in list(self._sequences):
             if not sequence.ready():
                 sequence._abandon(info)

@@ -19,11 +19,14 @@ import threading
 from _queue import Empty, SimpleQueue
 from abc import ABCMeta
 from collections import deque
+from functools import partial
+from weakref import ref
 
 from .. import exceptions
 from .._core import PoolResult, PoolSequence
 from ..einfo import ExceptionInfo
 from ..exceptions import Terminated
+from . import checks
 from .constants import ACK, LOST_WORKER_TIMEOUT, NACK, job_counter
 from .failures import captured, task_error
 
@@ -77,8 +80,8 @@ class Flag:
 
     def wait(self, timeout: float | None = None) -> bool:
         if not self._done:
-            seconds = -1 if timeout is None else min(max(timeout, 0), threading.TIMEOUT_MAX)
-            if self._gate.acquire(timeout=seconds):
+            seconds = checks.patience(timeout)
+            if self._gate.acquire(timeout=-1 if seconds is None else seconds):
                 self._gate.release()
         return self._done
 
@@ -395,8 +398,10 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
     #: limits of each task, in seconds
     _timeout: float | None = None
     _soft_timeout: float | None = None
-    #: called when a result has been taken, to submit another task
+    #: to what submits another task when a result has been taken: a weak reference, or None
     _refill: Any = None
+    #: to what the caller has of it, if that is something else: a weak reference, or None
+    _held_as: Any = None
 
     def __init__(self, cache: Cache, lost_worker_timeout: float = LOST_WORKER_TIMEOUT) -> None:
         self._job = next(job_counter)
@@ -427,16 +432,16 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         if self._there.empty():
             _check_waiter(self._pool, timeout)
         try:
-            self._there.get(timeout=timeout)
+            self._there.get(timeout=checks.patience(timeout))
         except Empty:
             raise exceptions.TimeoutError from None
         item = self._items.popleft()
         if item is _End:
             self._give_back(item)  # for the next to ask
             raise StopIteration
-        if (refill := self._refill) is not None:
+        if (refill := self._refill) is not None and (ahead := refill()) is not None:
             try:
-                refill.submit_one()
+                ahead.submit_one()
             except BaseException:
                 self._give_back(item)
                 raise
@@ -527,6 +532,48 @@ class IMapUnorderedIterator(IMapIterator):
         self._index += 1
 
 
+class BufferedIterator:
+    """What the caller has of a job that goes on as its results are taken.
+
+    Nobody takes any more once that is gone: the tasks ahead go with it, and the job is forgotten.
+    """
+
+    def __init__(self, job: IMapIterator, ahead: Any) -> None:
+        self._of = job
+        self._ahead = ahead
+        # Nothing but C code: it may run in the middle of anything, and be interrupted by nothing.
+        job._refill = ref(ahead, partial(job._cache.pop, job._job))
+        job._held_as = ref(self)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def next(self, timeout: float | None = None) -> Any:
+        """See :meth:`IMapIterator.next`."""
+        return self._of.next(timeout)
+
+    __next__ = next
+
+    def ready(self) -> bool:
+        """Whether all results have arrived."""
+        return self._of.ready()
+
+    def worker_pids(self) -> list[int]:
+        """The pids of the workers that have accepted a task of it."""
+        return self._of.worker_pids()
+
+    def discard(self) -> None:
+        """Forget the job."""
+        self._of.discard()
+
+
+def as_held(job: Any) -> Any:
+    """A job as its caller has it."""
+    held_as = getattr(job, "_held_as", None)
+    return job if held_as is None else held_as() or job
+
+
 # What the native drive's engine makes of calls that need no book.
 ApplyResult.register(PoolResult)
 IMapUnorderedIterator.register(PoolSequence)
+IMapUnorderedIterator.register(BufferedIterator)

@@ -6,11 +6,18 @@ import itertools
 import threading
 from collections import deque
 
+from .._core import Attempt
 from ..einfo import ExceptionInfo
 from . import checks
 from .chunks import mapstar, starmapstar
 from .constants import AT_HAND_TASKS, RUN, TASK
-from .results import ApplyResult, IMapIterator, IMapUnorderedIterator, MapResult
+from .results import (
+    ApplyResult,
+    BufferedIterator,
+    IMapIterator,
+    IMapUnorderedIterator,
+    MapResult,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -103,13 +110,13 @@ class Ahead:
     def submit_one(self) -> None:
         """Submit the next task: a result has been taken. If this raises, it counts as not taken."""
         self._due.append(None)
-        while self._due and self._reading.acquire(blocking=False):
-            try:
+        while self._due:
+            with Attempt(self._reading) as held:
+                if not held:
+                    return
                 if self._due:
                     self._due.pop()
                     self._submit_next()
-            finally:
-                self._reading.release()
 
     def _submit_next(self) -> bool:
         task = self._read()
@@ -117,8 +124,10 @@ class Ahead:
             return False
         try:
             self._pool._drive.submit_one(task)
-        except Exception:
-            self._result._set(task[1][1], (False, ExceptionInfo()))
+        except Exception as exc:
+            info = ExceptionInfo()
+            exc.__traceback__ = None  # of frames that would keep the tasks ahead alive
+            self._result._set(task[1][1], (False, info))
         self._left = None
         return True
 
@@ -493,8 +502,8 @@ class Submitting:
                 Submitting._submit(self, result, tasks, result._set_length)
             else:
                 ahead = Ahead(self, result, tasks)
+                result = BufferedIterator(result, ahead)
                 try:
-                    result._refill = ahead
                     ahead.begin(buffersize)
                 except BaseException:
                     result.discard()

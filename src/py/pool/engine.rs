@@ -66,6 +66,15 @@ impl PoolEngine {
         news
     }
 
+    /// Keeps the pool as long as it has tasks, of which some have just been submitted.
+    pub(super) fn keep_for_tasks(&self, pool: &Bound<'_, PyAny>) {
+        // Another thread may have found no tasks, and let go, before there were these; or they have
+        // ended already.
+        if self.keep(pool) {
+            self.let_go();
+        }
+    }
+
     pub(super) fn kept(&self, py: Python<'_>) -> Option<Py<PyAny>> {
         self.keeps.lock().as_ref().map(|pool| pool.clone_ref(py))
     }
@@ -204,10 +213,9 @@ impl PoolEngine {
         let submitted = this.submit(Owner::Cell(cell.clone()), func, args, kwargs, (0.0, 0.0));
         let task = submitted.inspect_err(|_| this.let_go())?;
         cell.set_task(task);
-        // Another thread may have found no tasks, and let go, while this one was encoded; or it was
-        // never one.
-        if this.keep(pool) || task == 0 {
-            this.let_go();
+        this.keep_for_tasks(pool);
+        if task == 0 {
+            this.let_go(); // it could not be encoded
         }
         Ok(PoolResult::new(slf.clone().unbind(), cell))
     }

@@ -2,8 +2,9 @@
 //!
 //! [`engine`] is the pool's side, [`result`] and [`sequence`] are what its callers hold, [`worker`] is
 //! the other side, [`calls`] encodes and decodes for both, [`messages`] tells the threads of the layer
-//! above.
+//! above, [`attempt`] is for locks of theirs.
 
+mod attempt;
 mod calls;
 mod engine;
 mod messages;
@@ -14,6 +15,7 @@ mod worker;
 use pyo3::prelude::*;
 
 pub(super) fn register(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add_class::<attempt::Attempt>()?;
     module.add_class::<engine::PoolEngine>()?;
     // To their users they have other names: those of the public classes that they stand for.
     let py = module.py();

@@ -33,6 +33,8 @@ struct Feed {
     items: Py<PyIterator>,
     /// An item that has been read and not become a task: a signal's handler has raised.
     left: Option<Py<PyAny>>,
+    /// The pool, if it is needed later for what is read as results are taken.
+    pool: Option<Py<PyAny>>,
 }
 
 /// What tasks are made of. The mutex is held for an instant and with the GIL; who feeds takes it out.
@@ -71,9 +73,14 @@ impl PoolSequence {
         };
         let (func, mut items) = (feed.func.into_bound(py), feed.items.into_bound(py));
         let mut left = feed.left.map(|item| item.into_bound(py));
+        let pool = feed.pool;
         let again = |func: Bound<'_, PyAny>, items: Bound<'_, PyIterator>, left| {
-            let (func, items) = (func.unbind(), items.unbind());
-            self.source.lock().feed = Some(Feed { func, items, left });
+            self.source.lock().feed = Some(Feed {
+                func: func.unbind(),
+                items: items.unbind(),
+                left,
+                pool: pool.as_ref().map(|pool| pool.clone_ref(py)),
+            });
         };
         loop {
             let count = {
@@ -102,7 +109,12 @@ impl PoolSequence {
             }
             match left.take().map(Ok).or_else(|| items.next()) {
                 Some(Ok(item)) => match engine.put_item(self, count, &func, &item) {
-                    Ok(()) => self.source.lock().count = count + 1,
+                    Ok(()) => {
+                        self.source.lock().count = count + 1;
+                        if let Some(pool) = &pool {
+                            engine.keep_for_tasks(pool.bind(py));
+                        }
+                    }
                     // The pool takes no more tasks.
                     Err(error) if error.is_instance_of::<pyo3::exceptions::PyException>(py) => {
                         // Of a pool that is being terminated everybody is told, and why.
@@ -154,6 +166,7 @@ impl PoolSequence {
             visit.call(&feed.func)?;
             visit.call(&feed.items)?;
             visit.call(&feed.left)?;
+            visit.call(&feed.pool)?;
         }
         Ok(())
     }
@@ -164,12 +177,17 @@ impl PoolSequence {
     }
 
     /// What :meth:`feed` submits: `func(item)` for the items. With `buffer`, at most so many are
-    /// ahead of the results that have been taken, and `next` submits one for each that it takes.
-    #[pyo3(signature = (func, items, buffer=None))]
-    fn begin(&self, func: Py<PyAny>, items: Py<PyIterator>, buffer: Option<u64>) {
+    /// ahead of the results that have been taken, and `next` submits one for each that it takes: as
+    /// long as there are more it keeps `pool` alive.
+    #[pyo3(signature = (pool, func, items, buffer=None))]
+    fn begin(&self, pool: Py<PyAny>, func: Py<PyAny>, items: Py<PyIterator>, buffer: Option<u64>) {
         let mut source = self.source.lock();
-        let left = None;
-        source.feed = Some(Feed { func, items, left });
+        source.feed = Some(Feed {
+            func,
+            items,
+            left: None,
+            pool: buffer.is_some().then_some(pool),
+        });
         source.buffer = buffer;
     }
 
