@@ -30,6 +30,7 @@ from pool_tasks import (
 )
 
 import billiard
+from billiard._pool import native
 from billiard._pool.supervision import STILLBORN_LIMIT, Supervision
 from billiard.exceptions import Terminated, WorkerLostError
 from billiard.pool import Pool, ThreadPool
@@ -343,3 +344,19 @@ def test_a_pool_of_threads_that_shrank_to_nothing_can_grow_again() -> None:
         pool.shrink(1)
         pool.grow(1)
         assert pool.apply_async(square, (3,)).get(PATIENCE) == 9
+
+
+@pytest.mark.parametrize("where", ["debug", "captured"])
+def test_terminate_that_was_interrupted_can_be_called_again(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*args: Any) -> None:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    pool = fork.Pool(1)
+    monkeypatch.setattr(native, where, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        pool.terminate()
+    pool.terminate()
+    assert pool.join(PATIENCE)

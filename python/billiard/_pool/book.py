@@ -597,6 +597,9 @@ class Pool(Hooks, Submitting):
         if self._give_up_spares is not None:
             self._give_up_spares()
         self._terminate()
+        if not self._drive.has_told_all and isinstance(self._terminate, Finalize):
+            # It works once, and the first time a signal's handler has raised.
+            self._drive.finalizer()()
 
     def join(self, timeout: float | None = None) -> bool:
         """Wait until all workers have exited, after :meth:`close` or :meth:`terminate`.

@@ -72,6 +72,8 @@ class Drive:
     is_native = False
     #: whether tasks can be given time limits
     can_limit = True
+    #: whether all know of the end who have to, once it has been told: if not, tell them again
+    has_told_all = True
     #: held while workers are reaped and replaced
     maintenance: AbstractContextManager[Any] = UNLOCKED
 

@@ -69,6 +69,7 @@ class NativeDrive(Supervision):
         self._sequences: WeakSet[_core.PoolSequence] = WeakSet()
         #: the outcome of all jobs that come now: there is nobody left to see to them
         self._ended: ExceptionInfo | None = None
+        self.has_told_all = False
 
     # ---- the pool's life ----
 
@@ -154,7 +155,8 @@ class NativeDrive(Supervision):
         return self._terminate
 
     def _terminate(self) -> None:
-        """End everything at once. Once, in any thread, perhaps in a signal handler."""
+        """End everything at once. In any thread, perhaps in a signal handler; again, if what a
+        handler raised has interrupted it."""
         debug("terminating pool")
         tasks, supervisor, _, _ = self.handlers
         self.terminated = self.standstill.is_over = True
@@ -164,6 +166,7 @@ class NativeDrive(Supervision):
         self.submissions.put(None)
         self.dismiss_all()
         self.change()
+        self.has_told_all = True
         if threading.current_thread() not in self.handlers:
             # The supervisor ends with the last worker, the others then.
             supervisor.stop(TERMINATE_GRACE + THREAD_GRACE)
