@@ -11,7 +11,8 @@
 //!              (if that could not be sent, it may try another)
 //!              the parent: hard limit, cancel, terminate_job         Condemned(task)
 //!              the parent, once it saw the worker dead (no swap)     (lost)
-//!  Condemned   nobody: the worker is killed, the lane is thrown away
+//!  Condemned   nobody: the worker is killed (by `terminate_job` only signalled, and killed when
+//!              its hard limit passes or it is cancelled), the lane is thrown away
 //! ```
 //!
 //! A worker that dies in `Done` before its result is in the ring has lost the task, too: the
@@ -96,7 +97,7 @@ pub fn condemn(word: &AtomicU64, task: u64) -> bool {
     swap(word, task, Phase::Condemned)
 }
 
-/// Parent: has it been decided so already, and is the worker still there?
+/// Parent: has it been decided so already?
 pub fn is_condemned(word: &AtomicU64, task: u64) -> bool {
     let condemned = Lease {
         task,
