@@ -296,6 +296,24 @@ def test_a_child_that_comes_back_from_a_task_is_no_worker(
         assert set(pool.map(pid, range(20), 1)) == {worker.pid}
 
 
+def come_back_with_a_full_disk() -> int:
+    sys.stdout = open("/dev/full", "w")  # noqa: SIM115  (it cannot be closed either)
+    try:
+        print("this cannot be written")
+        return come_back(None)
+    finally:
+        with suppress(OSError):
+            sys.stdout.close()
+        sys.stdout = sys.__stdout__
+
+
+def test_a_child_that_cannot_write_what_it_has_printed_is_no_worker_either() -> None:
+    with pool_of(fork, 1) as pool:
+        assert pool.apply(come_back_with_a_full_disk) in (0, 1)
+        (worker,) = pool._pool
+        assert set(pool.map(pid, range(20), 1)) == {worker.pid}
+
+
 def test_a_child_that_comes_back_from_an_initializer_is_no_worker(ctx: Any) -> None:
     with pool_of(ctx, 1, come_back, (None,)) as pool:
         (worker,) = pool._pool

@@ -173,14 +173,18 @@ def end_stray(exc: BaseException | None) -> NoReturn:
 
     :param exc: what it came back with, if not with a value.
     """
-    status = 0
+    status = 1
     try:
-        if exc is not None:
-            raise exc
-    except BaseException as raised:
-        status = current_process()._exit_status_of(raised)
-    flush_standard_streams()
-    os._exit(status & 0xFF)
+        try:
+            if exc is not None:
+                raise exc
+            status = 0
+        except BaseException as raised:
+            status = current_process()._exit_status_of(raised)
+        flush_standard_streams()
+    finally:
+        # Whatever its streams and its signals' handlers raise.
+        os._exit(status & 0xFF)
 
 
 class Unreadable:
