@@ -144,6 +144,16 @@ class Counted:
 
 
 @needs_buffersize
+@pytest.mark.parametrize("limits", [{}, {"timeout": PATIENCE}])
+def test_what_is_read_ahead_of_results_begins_behind_large_tasks(limits: dict[str, float]) -> None:
+    with pool_of(fork, 1) as pool:
+        large = [pool.apply_async(len, (bytes(2 << 20),)) for _ in range(8)]
+        iterator = pool.imap(square, iter(range(20)), buffersize=2, **limits)
+        assert [iterator.next(PATIENCE) for _ in range(20)] == [n * n for n in range(20)]
+        assert [result.get(PATIENCE) for result in large] == [2 << 20] * 8
+
+
+@needs_buffersize
 @pytest.mark.parametrize("method", IMAPS)
 @pytest.mark.parametrize("buffersize", [1, 2, 10])
 def test_buffersize_bounds_what_is_read_ahead(ctx: Any, method: str, buffersize: int) -> None:
@@ -675,6 +685,30 @@ def test_a_worker_that_is_stuck_without_a_task_does_not_outlast_a_drained_pool(
     (never,) = [pool.apply_async(square, (3,))]
     assert pool.drain(0.1) == [never]
     assert pool.join(PATIENCE) and not pool._pool
+
+
+@needs_drain
+def test_a_worker_that_is_stuck_while_another_does_the_tasks_does_not_either(
+    tmp_path: Path,
+) -> None:
+    stuck = [Gate(tmp_path)]
+
+    def initialize() -> None:
+        if billiard.current_process().index:
+            stuck[0].wait()
+
+    pool = fork.Pool(2, initialize)
+    assert pool.apply(square, (3,)) == 9
+    assert pool.drain(0.5) == []
+    assert pool.join(PATIENCE) and not pool._pool
+
+
+@needs_drain
+def test_a_drained_pool_may_take_for_ever(tmp_path: Path) -> None:
+    with pool_of(fork, 1) as pool:
+        result = pool.apply_async(nap, (0.1,), callback=str)
+        assert pool.drain(1e300) == []
+        assert result.get(0) == 0.1
 
 
 @needs_drain

@@ -6,6 +6,7 @@ import errno
 import os
 from _queue import SimpleQueue
 from _warnings import warn
+from time import monotonic
 from weakref import WeakMethod
 
 from .. import cpu_count, get_context
@@ -620,7 +621,7 @@ class Pool(Hooks, Submitting):
     def drain(self, timeout: float | None = None) -> list[Any]:
         """Close the pool and wait for its jobs; then cancel those that are not done.
 
-        Workers that do not exit then are ended.
+        Workers that have not exited when the time is over, and a moment later, are ended.
 
         :param timeout: seconds to wait; None: until all are done.
         :returns: the results of the jobs that did not finish. They raise Terminated.
@@ -631,11 +632,12 @@ class Pool(Hooks, Submitting):
         """
         if not self._drive.is_native:
             raise ValueError("only pools of processes with threads=True can be drained")
-        timeout = checks.amount("timeout", timeout)
+        timeout = checks.patience(checks.amount("timeout", timeout))
+        deadline = None if timeout is None else monotonic() + timeout
         self.close()
-        is_idle = self._drive.wait_until_idle(timeout)
+        self._drive.wait_until_idle(timeout)
         unfinished = self._drive.cancel_all()  # type: ignore[attr-defined]
-        if not is_idle:
+        if deadline is not None:
             # Some may be stuck without a task that could have been cancelled.
-            self._drive.end_stragglers()  # type: ignore[attr-defined]
+            self._drive.end_stragglers(deadline)  # type: ignore[attr-defined]
         return unfinished  # type: ignore[no-any-return]

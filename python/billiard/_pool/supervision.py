@@ -426,9 +426,9 @@ class Supervision(Drive):
         self._kill_all_at = monotonic() + TERMINATE_GRACE
         self._end_workers()
 
-    def end_stragglers(self) -> None:
-        """Have no worker outlast the grace: there are no tasks any more."""
-        self._kill_all_at = monotonic() + TERMINATE_GRACE
+    def end_stragglers(self, deadline: float) -> None:
+        """Have no worker outlast both the deadline and a grace: there are no tasks any more."""
+        self._kill_all_at = max(deadline, monotonic() + TERMINATE_GRACE)
         self.change()
 
     def _end_workers(self) -> None:
