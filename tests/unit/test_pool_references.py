@@ -6,9 +6,11 @@ import gc
 import itertools
 import os
 import signal
+import threading
 import time
 import warnings
 import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from pool_tasks import (
     descriptors,
     eventually,
     fail,
+    forever,
     pool_of,
     set_and_wait,
     square,
@@ -122,6 +125,48 @@ def test_a_job_whose_results_nobody_can_take_any_more_is_forgotten(
     assert [next(iterator) for _ in range(10)] == [n * n for n in range(1, 11)]
     del iterator
     eventually(lambda: gc.collect() is not None and gone() is None)
+
+
+def test_a_failure_that_is_kept_keeps_no_iterator() -> None:
+    with pool_of(fork, 1) as pool:
+        iterator = pool.imap(fail, itertools.count(), buffersize=2, timeout=PATIENCE)
+        with pytest.raises(LookupError) as kept:
+            next(iterator)
+        del iterator
+        assert not pool._cache
+        assert kept.value.args == (0,)
+
+
+def test_a_task_of_a_forgotten_job_is_not_begun(tmp_path: Path) -> None:
+    """Its limits would be forgotten as well."""
+    go_on = Gate(tmp_path)
+
+    def slowly() -> Iterator[int]:
+        yield 1
+        go_on.wait()
+
+    with pool_of(fork, 1) as pool:
+        first = pool.imap(square, slowly(), timeout=PATIENCE)
+        assert next(first) == 1
+        iterator = pool.imap(forever, itertools.count(), buffersize=1, timeout=PATIENCE)
+        del iterator
+        go_on.set()
+        assert pool.apply_async(square, (3,), callback=str).get(PATIENCE) == 9
+
+
+def test_a_pool_is_drained_of_a_job_that_is_discarded_meanwhile(tmp_path: Path) -> None:
+    gate = Gate(tmp_path)
+    with pool_of(fork, 1) as pool:
+        job = pool.apply_async(wait_for, (gate,), callback=str)
+
+        def discard() -> None:
+            job.discard()
+            gate.set()
+
+        timer = threading.Timer(0.1, discard)
+        timer.start()
+        assert pool.drain() == []
+        timer.join()
 
 
 def test_a_closed_pool_does_not_read_on_for_who_has_gone() -> None:

@@ -45,7 +45,7 @@ from .supervision import TERMINATE_GRACE, Supervision
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import Any
 
     from .results import Outcome
@@ -250,10 +250,16 @@ class NativeDrive(Supervision):
 
     def submit_one(self, task: Any) -> None:
         if self.submissions.busy():
-            self.submissions.put(((task,), None))
+            self.submissions.put((self._if_wanted(task), None))
             self.check_broken()
         else:
             self._put(task)
+
+    def _if_wanted(self, task: Any) -> Iterator[Any]:
+        """Not if its job, which knows its limits, has been forgotten meanwhile."""
+        number = task[1][0]
+        if number in self.cache or number in self._withdrawn:
+            yield task
 
     def _put(self, task: Any) -> None:
         kind, (job, i, func, args, kwargs) = task
@@ -309,7 +315,7 @@ class NativeDrive(Supervision):
         self._check_not_a_handler("drained")
         deadline = None if timeout is None else monotonic() + timeout
         for job in list(self.cache.values()):
-            while not job.ready():
+            while not (job.ready() or self.terminated or self._is_forgotten(job)):
                 left = None if deadline is None else deadline - monotonic()
                 if left is not None and left <= 0:
                     return False
@@ -329,6 +335,10 @@ class NativeDrive(Supervision):
                 # The task handler reads an iterable of the user's.
                 sleep(0.01)
         return True
+
+    def _is_forgotten(self, job: Any) -> bool:
+        """Whether nobody will bring the outcome of a job."""
+        return job._job not in self.cache and not job._is_decided()
 
     def cancel_all(self) -> list[Any]:
         """End all jobs; those that had no outcome."""

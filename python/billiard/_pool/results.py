@@ -445,6 +445,8 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
             except BaseException:
                 self._give_back(item)
                 raise
+            finally:
+                del ahead
         success, value = item
         if success:
             return value
@@ -475,6 +477,9 @@ class IMapIterator(metaclass=ABCMeta):  # noqa: B024  (for the iterators of the 
         """Forget the job."""
         self._cache.pop(self._job, None)
         self._pool = None
+
+    def _is_decided(self) -> bool:
+        return self._ready
 
     def _overrule(self, info: ExceptionInfo) -> bool:
         """Have a failure in place of all that is still to come; false if nothing is."""
@@ -538,10 +543,12 @@ class BufferedIterator:
     Nobody takes any more once that is gone: the tasks ahead go with it, and the job is forgotten.
     """
 
+    __module__ = "billiard.pool"
+
     def __init__(self, job: IMapIterator, ahead: Any) -> None:
         self._of = job
         self._ahead = ahead
-        # Nothing but C code: it may run in the middle of anything, and be interrupted by nothing.
+        # A method in C: what a signal's handler raises cannot interrupt it.
         job._refill = ref(ahead, partial(job._cache.pop, job._job))
         job._held_as = ref(self)
 
@@ -550,9 +557,19 @@ class BufferedIterator:
 
     def next(self, timeout: float | None = None) -> Any:
         """See :meth:`IMapIterator.next`."""
-        return self._of.next(timeout)
+        try:
+            return self._of.next(timeout)
+        except StopIteration:
+            self._ahead = None
+            raise
+        finally:
+            del self  # an exception that is kept keeps nothing else
 
     __next__ = next
+
+    @property
+    def _job(self) -> int:
+        return self._of._job
 
     def ready(self) -> bool:
         """Whether all results have arrived."""

@@ -52,7 +52,8 @@ class Ahead:
     """
 
     def __init__(self, pool: Submitting, result: Any, tasks: Tasks) -> None:
-        self._pool = pool
+        #: as long as there are more
+        self._pool: Any = pool
         self._result = result
         self._func = tasks.func
         self._items = iter(tasks.items)
@@ -100,10 +101,12 @@ class Ahead:
                     self._left = TASK, (self._result._job, self._count, self._func, (item,), {})
                     self._count += 1
                     return self._left
-            except caught:
-                self._result._set(self._count, (False, ExceptionInfo()))
+            except caught as exc:
+                info = ExceptionInfo()
+                _forget_frame(exc)
+                self._result._set(self._count, (False, info))
                 self._count += 1
-            self._items = iter(())
+            self._items, self._pool = iter(()), None
             self._result._set_length(self._count)
         return self._left
 
@@ -126,10 +129,16 @@ class Ahead:
             self._pool._drive.submit_one(task)
         except Exception as exc:
             info = ExceptionInfo()
-            exc.__traceback__ = None  # of frames that would keep the tasks ahead alive
+            _forget_frame(exc)
             self._result._set(task[1][1], (False, info))
         self._left = None
         return True
+
+
+def _forget_frame(exc: BaseException) -> None:
+    """Let an exception that is kept keep nothing of who has caught it."""
+    if exc.__traceback__ is not None:
+        exc.__traceback__ = exc.__traceback__.tb_next
 
 
 class Submitting:

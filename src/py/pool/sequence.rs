@@ -242,6 +242,10 @@ impl PoolSequence {
                     if shared.has_next() {
                         continue;
                     }
+                    if self.has_none_ahead() {
+                        // There was no room for them when it began.
+                        self.submit(py, usize::MAX, usize::MAX)?;
+                    }
                     let deadline = Deadline::after(timeout)?;
                     if !engine.wait_until(py, deadline, &|| shared.has_next())? {
                         let wire = engine.wire(py);
@@ -287,7 +291,8 @@ impl PoolSequence {
     #[pyo3(name = "_abandon")]
     fn abandon(&self, info: &Bound<'_, PyAny>) -> PyResult<()> {
         let rest = self.shared()?.abandon(calls::local(info));
-        drop(rest);
+        let feed = self.source.lock().feed.take();
+        drop((rest, feed));
         self.engine.get().hub()?.announce_outcomes();
         Ok(())
     }
@@ -306,6 +311,12 @@ impl PoolSequence {
         if let Some(shared) = self.shared.get() {
             shared.put_back(outcome);
         }
+    }
+
+    /// Whether all results have been taken, and taking them is what submits tasks.
+    fn has_none_ahead(&self) -> bool {
+        let source = self.source.lock();
+        source.buffer.is_some() && source.count == source.taken
     }
 
     /// A result has been taken: there may be room for a task.
